@@ -1,0 +1,61 @@
+# `make demo` and `make test` need git, make and Python >= 3.11; they install the rest into .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help setup demo fmt lint types test test-shapes test-gpu test-floor check clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python >= 3.11 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[train]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@ $(VENV)/.train
+
+setup: $(VENV)/.dev  ## Make the virtual environment with everything a developer needs
+
+demo: $(VENV)/.train  ## Train a small Meta-SpikeFormer on handwritten digits, evaluate it, write runs/demo
+	$(BIN)/spikeformers train digits out=runs/demo
+	$(BIN)/spikeformers eval runs/demo/best.safetensors
+
+fmt: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.dev  ## Check format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev  ## Check types
+	$(BIN)/mypy
+
+test: $(VENV)/.dev  ## Run the whole test suite
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+test-shapes: $(VENV)/.dev  ## Run the core tests with every shape annotation checked at run time
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not compile" --check-shapes tests/ops tests/layers tests/models
+
+test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+test-floor:  ## Run the core tests on the oldest supported PyTorch
+	$(MAKE) VENV=.venv-floor .venv-floor/.floor
+	.venv-floor/bin/python -m pytest -n 2 -m "not gpu" tests/ops tests/layers tests/models tests/analysis
+
+.venv-floor/.floor: pyproject.toml | $(BIN)/python
+	$(PIP) "torch==2.10.0" "torchvision==0.25.0" -e ".[dev]"
+	@touch $@
+
+check: lint types test  ## Lint, types and tests: what CI runs
+
+clean:  ## Remove the virtual environments and caches (never runs/)
+	rm -rf .venv .venv-floor .mypy_cache .pytest_cache .ruff_cache

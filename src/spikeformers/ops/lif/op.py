@@ -1,0 +1,259 @@
+"""What PyTorch sees: the LIF neuron as a custom op with fake kernel, autograd and vmap.
+
+The op always takes decay and threshold as tensors (0-dim or `[C]`), so that constants, learned
+scalars and per-channel values share one kernel. The device of `x` chooses the kernel.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeformers.errors import InputError
+from spikeformers.ops.alphabet import declare_alphabet
+from spikeformers.ops.lif import reference
+from spikeformers.ops.surrogate import SURROGATES
+from spikeformers.types import ANALOG, BINARY, Current, Membrane, Spikes
+
+
+def lif(
+    x: Current,
+    v0: Membrane | None = None,
+    *,
+    decay: float | Tensor = 0.5,
+    v_threshold: float | Tensor = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    detach_reset: bool = True,
+    surrogate: str = "sigmoid",
+    alpha: float | None = None,
+    strict: bool = False,
+) -> tuple[Spikes, Membrane]:
+    """Leaky integrate-and-fire neurons over time.
+
+    `h[t] = v[t-1] + (1 - decay) (x[t] - v[t-1])`, `s[t] = [h[t] >= v_threshold]`, then reset; the
+    other forms stand in `ops/lif/reference.py`.
+
+    Args:
+        x: Input current, time first.
+        v0: Membrane at the start; `None` means rest (`v_reset`, or 0 for the soft reset).
+        decay: Share of the membrane that survives a step, `1 - 1/tau`, in [0, 1]. A number, or a
+            tensor: 0-dim, or `[C]` along axis 2 of `x`.
+        v_threshold: Firing threshold, like `decay` a number or a tensor.
+        v_reset: Potential after a spike; `None` subtracts the threshold instead (soft reset).
+        decay_input: Whether the input, too, is multiplied by `1 - decay`.
+        detach_reset: Whether the gradient ignores the path through the reset.
+        surrogate: Name of the surrogate derivative, see `ops/surrogate.py`.
+        alpha: Sharpness of the surrogate; `None` is its customary value (sigmoid 4, atan 2,
+            rectangle 1, tanh 2.5).
+        strict: Fire at `h > v_threshold` instead of `>=`.
+
+    Shape:
+        x `[T, ...]`; v0 and the returned membrane `[...]`; spikes `[T, ...]`.
+
+    Returns:
+        Spikes (0 or 1 in the dtype of `x`) and the final membrane (float32 for 16-bit inputs,
+        otherwise in the dtype of `x`).
+
+    Raises:
+        InputError: If an argument has the wrong shape, dtype or value.
+    """
+    if not torch.compiler.is_compiling():
+        check_lif(x, v0, decay, v_threshold, surrogate)
+    membrane_dtype = torch.float32 if x.dtype.itemsize == 2 else x.dtype
+    spikes, v, _ = lif_op(
+        x,
+        v0,
+        _as_tensor(decay, x, membrane_dtype),
+        _as_tensor(v_threshold, x, membrane_dtype),
+        v_reset,
+        decay_input,
+        detach_reset,
+        surrogate,
+        SURROGATES[surrogate].alpha if alpha is None else alpha,
+        strict,
+    )
+    return spikes, v
+
+
+def check_lif(
+    x: Tensor, v0: Tensor | None, decay: float | Tensor, v_threshold: float | Tensor, surrogate: str
+) -> None:
+    """Raise `InputError` for arguments that the op cannot work with."""
+    if torch._C._functorch.is_gradtrackingtensor(x):
+        raise InputError("torch.func.grad does not support custom ops: use torch.autograd.grad")
+    if not x.is_floating_point():
+        raise InputError(f"x is {x.dtype}: a neuron takes floating-point currents")
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise InputError(f"x has shape {list(x.shape)}: expected [T, ...] with T >= 1 time steps")
+    if surrogate not in SURROGATES:
+        raise InputError(f"surrogate={surrogate!r} is unknown: choose from {sorted(SURROGATES)}")
+    if isinstance(decay, int | float) and not 0 <= decay <= 1:
+        raise InputError(f"decay={decay}: expected a number in [0, 1], 1 - 1/tau")
+    for name, value in (("decay", decay), ("v_threshold", v_threshold)):
+        if isinstance(value, Tensor) and value.ndim and value.shape != x.shape[2:3]:
+            raise InputError(
+                f"{name} has shape {list(value.shape)}: expected a number, a 0-dim tensor or one "
+                f"value per channel (axis 2 of x, which has shape {list(x.shape)})"
+            )
+    if v0 is not None:
+        expected = torch.float32 if x.dtype.itemsize == 2 else x.dtype
+        if v0.shape != x.shape[1:] or v0.dtype != expected:
+            raise InputError(
+                f"v0 is {v0.dtype} {list(v0.shape)}: expected {expected} {list(x.shape[1:])}, "
+                f"one step of x without time"
+            )
+
+
+def _as_tensor(value: float | Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return torch.full((), value, dtype=dtype, device=x.device)
+
+
+@torch.library.custom_op("spikeformers::lif", mutates_args=())
+def lif_op(
+    x: Tensor,
+    v0: Tensor | None,
+    decay: Tensor,
+    v_threshold: Tensor,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    strict: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, final membrane, and the membrane before each reset (what backward needs)."""
+    return reference.lif_forward(
+        x, v0, decay, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, strict
+    )
+
+
+@torch.library.custom_op("spikeformers::lif_backward", mutates_args=())
+def lif_backward_op(
+    grad_spikes: Tensor,
+    grad_v: Tensor,
+    h: Tensor,
+    x: Tensor | None,
+    v0: Tensor | None,
+    decay: Tensor,
+    v_threshold: Tensor,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    strict: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `x`, `v0`, `decay` and `v_threshold`; without `x`, that of `decay` is zero."""
+    grad_x, grad_v0, grad_decay, grad_threshold = reference.lif_backward(
+        grad_spikes,
+        grad_v,
+        h,
+        x,
+        v0,
+        decay,
+        v_threshold,
+        v_reset,
+        decay_input,
+        detach_reset,
+        surrogate,
+        alpha,
+        strict,
+    )
+    return grad_x, grad_v0, _sum_like(grad_decay, decay), _sum_like(grad_threshold, v_threshold)
+
+
+def _sum_like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """Sum the elementwise gradient `[T, B, C, ...]` over all axes that the parameter lacks."""
+    if grad.numel() == 0:
+        return torch.zeros_like(parameter)
+    if parameter.ndim == 0:
+        return grad.sum()
+    return grad.transpose(0, 2).flatten(1).sum(1)
+
+
+@lif_op.register_fake
+def _(x: Tensor, v0: Tensor | None, decay: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    h = torch.empty(x.shape, dtype=decay.dtype, device=x.device)
+    return x.new_empty(x.shape), h.new_empty(x.shape[1:]), h
+
+
+@lif_backward_op.register_fake
+def _(
+    grad_spikes: Tensor,
+    grad_v: Tensor,
+    h: Tensor,
+    x: Tensor | None,
+    v0: Tensor | None,
+    decay: Tensor,
+    v_threshold: Tensor,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    shape = h.shape
+    return (
+        h.new_empty(shape),
+        h.new_empty(shape[1:]),
+        decay.new_empty(decay.shape),
+        v_threshold.new_empty(v_threshold.shape),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, v0, decay, v_threshold, *ctx.options = inputs
+    learns_decay = ctx.needs_input_grad[2]
+    ctx.save_for_backward(output[2], x if learns_decay else None, v0, decay, v_threshold)
+    ctx.x_dtype = x.dtype
+
+
+def _backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
+    h, x, v0, decay, v_threshold = ctx.saved_tensors
+    grads = lif_backward_op(grad_spikes, grad_v, h, x, v0, decay, v_threshold, *ctx.options)
+    grad_x, grad_v0, grad_decay, grad_threshold = grads
+    return (
+        grad_x.to(ctx.x_dtype),
+        None if v0 is None else grad_v0,
+        grad_decay,
+        grad_threshold,
+        *[None] * len(ctx.options),
+    )
+
+
+lif_op.register_autograd(_backward, setup_context=_setup_context)
+declare_alphabet(lif_op, lambda *_: (BINARY, ANALOG, ANALOG))
+
+
+@lif_op.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """Fold the mapped axis into the batch; a mapped decay or threshold takes one call each."""
+    x, v0, decay, v_threshold, *options = args
+    x_dim, v0_dim, decay_dim, threshold_dim, *_ = in_dims
+
+    def mapped_first(tensor: Tensor, dim: int | None) -> Tensor:
+        if dim is None:
+            return tensor.expand(info.batch_size, *tensor.shape)
+        return tensor.movedim(dim, 0)
+
+    x = mapped_first(x, x_dim)
+    v0 = None if v0 is None else mapped_first(v0, v0_dim)
+    if decay_dim is not None or threshold_dim is not None:
+        decays = mapped_first(decay, decay_dim)
+        thresholds = mapped_first(v_threshold, threshold_dim)
+        starts = [None] * info.batch_size if v0 is None else v0
+        each = [
+            lif_op(*case, *options) for case in zip(x, starts, decays, thresholds, strict=True)
+        ]
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0, 0, 0)
+
+    x = x.movedim(0, 1)  # [T, V, ...]
+    step = x.shape[1:]
+    if x.ndim > 2:
+        x = x.flatten(1, 2)
+        v0 = None if v0 is None else v0.flatten(0, 1)
+    spikes, v, h = lif_op(x, v0, decay, v_threshold, *options)
+    return (
+        (spikes.unflatten(1, step[:2]), v.unflatten(0, step[:2]), h.unflatten(1, step[:2]))
+        if len(step) > 1
+        else (spikes, v, h)
+    ), (1, 0, 1)
