@@ -1,1 +1,35 @@
-"""Spiking vision transformers."""
+"""Spiking vision transformers: exact, trained, audited, measured.
+
+import spikeformers as sf
+
+model = sf.create_model("meta_spikeformer_15m", num_classes=10)
+y = model(sf.encode.direct(images, timesteps=4))      # per-step scores [T, B, K]
+scores = model.readout(y)                             # [B, K]
+"""
+
+from spikeformers.layers import fold
+from spikeformers.models import (
+    create_model,
+    from_official,
+    list_models,
+    load_model,
+    official_names,
+    save_model,
+    to_official,
+)
+from spikeformers.streaming import Stream, advance
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Stream",
+    "advance",
+    "create_model",
+    "fold",
+    "from_official",
+    "list_models",
+    "load_model",
+    "official_names",
+    "save_model",
+    "to_official",
+]

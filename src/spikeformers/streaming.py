@@ -33,7 +33,9 @@ def bind(model: nn.Module, state: State | None) -> Iterator[State]:
     for key, tensor in (state or {}).items():
         path, _, name = key.rpartition(".")
         if path not in carried:
-            raise InputError(f"state has {key!r}, which this model does not: is it another model's?")
+            raise InputError(
+                f"state has {key!r}, which this model does not: is it another model's?"
+            )
         carried[path].before[name] = tensor
     after: State = {}
     for path, module in modules.items():

@@ -241,9 +241,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]
         decays = mapped_first(decay, decay_dim)
         thresholds = mapped_first(v_threshold, threshold_dim)
         starts = [None] * info.batch_size if v0 is None else v0
-        each = [
-            lif_op(*case, *options) for case in zip(x, starts, decays, thresholds, strict=True)
-        ]
+        each = [lif_op(*case, *options) for case in zip(x, starts, decays, thresholds, strict=True)]
         return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0, 0, 0)
 
     x = x.movedim(0, 1)  # [T, V, ...]

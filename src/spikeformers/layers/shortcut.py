@@ -1,0 +1,170 @@
+"""Shortcuts: where the neurons stand relative to the sum.
+
+Trunk([dict(mixer=Branch(LIF(), f))])    membrane: x + f(LIF(x))    potentials add
+sew(Chain(f, LIF()), connect="add")      SEW:      x + LIF(f(x))    spikes add, giving integers
+vanilla(f, LIF())                        vanilla:  LIF(x + f(x))    add, then fire
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spikeformers.errors import InputError
+from spikeformers.layers.recompute import recompute
+from spikeformers.neurons import Neuron
+
+
+class Chain(nn.Sequential):
+    """Synaptic layers and neurons in turn, each under its name: `Chain(neuron=LIF(), conv=...)`.
+
+    Positional parts are named by their index.
+    """
+
+    def __init__(self, *parts: nn.Module, **named: nn.Module) -> None:
+        super().__init__(*parts)
+        for name, part in named.items():
+            self.add_module(name, part)
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Drop a whole branch for random samples: one mask per sample, shared by all steps.
+
+    The surviving samples are scaled by `1 / (1 - rate)`, which keeps the mean.
+
+    Args:
+        x: Output of the branch, `[T, B, ...]`.
+        rate: Probability of dropping, in [0, 1).
+
+    Reference:
+        Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, arXiv:1603.09382.
+    """
+    kept = torch.rand(x.shape[1], device=x.device) >= rate
+    return x * (kept.to(x.dtype) / (1 - rate)).view(1, -1, *[1] * (x.ndim - 2))
+
+
+class Branch(nn.Module):
+    """What a trunk adds to the membrane: a leading neuron, then a body that ends in a synapse.
+
+    Args:
+        neuron: Fires on the membrane of the trunk.
+        fn: Turns its spikes into the current that is added.
+    """
+
+    def __init__(self, neuron: Neuron, fn: nn.Module) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`fn(neuron(x))`, `[T, B, C, ...]` -> `[T, B, C, ...]`."""
+        return self.fn(self.neuron(x))
+
+
+class Blocks(nn.ModuleList):
+    """Blocks of named parts, applied one after the other.
+
+    Args:
+        blocks: Each block maps names (`attn`, `mlp`, ...) to residual modules.
+    """
+
+    def __init__(self, blocks: Iterable[Mapping[str, nn.Module]]) -> None:
+        super().__init__([nn.ModuleDict(dict(block)) for block in blocks])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, B, C, ...]` -> `[T, B, C, ...]`."""
+        for block in self:
+            for part in block.values():
+                x = part(x)
+        return x
+
+
+class Trunk(Blocks):
+    """The residual stream of membrane potentials: the only place that writes `x = x + f(x)`.
+
+    Set `recomputes = True` to keep only the stream for the backward pass and run the branches
+    again there (see `layers/recompute.py`).
+
+    Args:
+        blocks: Each block maps names to branches.
+        drop_path: Probability of dropping a branch in training, one per block, or one for all.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[Mapping[str, Branch]],
+        drop_path: float | Sequence[float] = 0.0,
+    ) -> None:
+        super().__init__(blocks)
+        rates = [drop_path] * len(self) if isinstance(drop_path, int | float) else list(drop_path)
+        if len(rates) != len(self) or not all(0 <= rate < 1 for rate in rates):
+            raise InputError(f"drop_path={drop_path}: expected {len(self)} probabilities in [0, 1)")
+        self.drop_path_rates = rates
+        self.recomputes = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add every branch to the stream, `[T, B, C, ...]` -> `[T, B, C, ...]`."""
+        for block, rate in zip(self, self.drop_path_rates, strict=True):
+            for branch in block.values():
+                y = recompute(branch, x) if self.training and self.recomputes else branch(x)
+                x = x + (drop_path(y, rate) if self.training and rate else y)
+        return x
+
+
+class Sew(nn.Module):
+    """Spike-element-wise shortcut; see `sew`."""
+
+    def __init__(self, fn: nn.Module, connect: str) -> None:
+        super().__init__()
+        self.fn = fn
+        self.connect = connect
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Join the spikes of the body with the spikes that entered it."""
+        y = self.fn(x)
+        if self.connect == "add":
+            return x + y
+        return x * y if self.connect == "and" else x * (1 - y)
+
+
+def sew(fn: nn.Module, connect: str = "add") -> Sew:
+    """Join spikes with spikes: `add` gives integers, `and` and `iand` (`x AND NOT y`) stay binary.
+
+    Args:
+        fn: A body that ends in a neuron.
+        connect: "add", "and" or "iand".
+
+    Reference:
+        Fang et al., "Deep Residual Learning in Spiking Neural Networks", NeurIPS 2021,
+        arXiv:2102.04159, table 1.
+    """
+    if connect not in ("add", "and", "iand"):
+        raise InputError(f"connect={connect!r}: expected 'add', 'and' or 'iand'")
+    return Sew(fn, connect)
+
+
+class Vanilla(nn.Module):
+    """Add, then fire; see `vanilla`."""
+
+    def __init__(self, fn: nn.Module, neuron: Neuron) -> None:
+        super().__init__()
+        self.fn = fn
+        self.neuron = neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`neuron(x + fn(x))`."""
+        return self.neuron(x + self.fn(x))
+
+
+def vanilla(fn: nn.Module, neuron: Neuron) -> Vanilla:
+    """Add the incoming spikes to the body's current, then fire, as a Spiking ResNet does.
+
+    Args:
+        fn: A body that ends in a synaptic layer.
+        neuron: Fires on the sum.
+
+    Reference:
+        Zheng et al., "Going Deeper With Directly-Trained Larger SNNs", AAAI 2021,
+        arXiv:2011.05280.
+    """
+    return Vanilla(fn, neuron)

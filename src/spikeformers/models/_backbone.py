@@ -1,0 +1,103 @@
+"""The skeleton that all architectures share: stages of embedding and blocks, then a head."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from spikeformers.errors import InputError
+from spikeformers.types import Outputs
+
+
+class Stage(nn.Module):
+    """One resolution of a backbone.
+
+    Args:
+        embed: Changes width and resolution; its leading neuron in sight.
+        blocks: Keep both: a `Trunk`, or other residual blocks.
+        channels: Width after `embed`.
+        stride: Factor by which `embed` shrinks the map.
+    """
+
+    def __init__(self, embed: nn.Module, blocks: nn.Module, channels: int, stride: int) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = blocks
+        self.channels = channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, B, C, H, W]` -> `[T, B, channels, H/stride, W/stride]`."""
+        return self.blocks(self.embed(x))
+
+
+class Backbone(nn.Module):
+    """Stages and a head: `[T, B, C, H, W]` -> per-step scores `[T, B, K]`.
+
+    Args:
+        stages: From fine to coarse.
+        head: Reads the last map; `None` makes a headless backbone that returns it.
+        in_channels: Channels that the first stage expects.
+
+    Attributes:
+        channels: Width of each stage's map.
+        strides: Stride of each stage's map relative to the input.
+    """
+
+    def __init__(
+        self, stages: Iterable[Stage], head: nn.Module | None, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+        self.in_channels = in_channels
+        self.channels = [stage.channels for stage in self.stages]
+        self.strides: list[int] = []
+        for stage in self.stages:
+            self.strides.append(stage.stride * (self.strides[-1] if self.strides else 1))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the map of every stage, `[T, B, channels[i], H/strides[i], W/strides[i]]`."""
+        if not torch.compiler.is_compiling():
+            self._check(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        """Return per-step scores, or `Outputs` in training if the head has further ones."""
+        last = self.features(x)[-1]
+        return last if self.head is None else self.head(last)
+
+    def readout(self, y: Tensor) -> Tensor:
+        """Turn per-step scores `[T, B, K]` into scores `[B, K]`: the mean over time."""
+        return y.mean(0)
+
+    def _check(self, x: Tensor) -> None:
+        """Raise `InputError` with the likely fix."""
+        shape = list(x.shape)
+        if x.ndim == 4:
+            raise InputError(
+                f"x has shape {shape}, but a model takes time-first input [T, B, C, H, W]: "
+                "encode it first: encode.direct(x, timesteps=4)"
+            )
+        if x.ndim != 5 or x.shape[0] == 0:
+            raise InputError(f"x has shape {shape}: expected [T, B, C, H, W] with T >= 1")
+        if not x.is_floating_point():
+            raise InputError(f"x is {x.dtype}: scale images to 0..1 and normalise them first")
+        if x.shape[2] != self.in_channels:
+            raise InputError(
+                f"x has {x.shape[2]} channels (axis 2 of {shape}), the model expects "
+                f"{self.in_channels}: create it with in_channels={x.shape[2]}"
+            )
+        if min(x.shape[3:]) < self.strides[-1]:
+            raise InputError(
+                f"x is {x.shape[3]}x{x.shape[4]}, smaller than the network's stride "
+                f"{self.strides[-1]}: use larger images or a model for small ones"
+            )
+        # On an accelerator this test would make the host wait for the device at every step.
+        once_per_image = x[:1] if x.stride(0) == 0 else x
+        if x.device.type == "cpu" and not once_per_image.isfinite().all():
+            raise InputError("x holds NaN or infinite values")
