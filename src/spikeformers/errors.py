@@ -25,6 +25,10 @@ class CheckpointError(SpikeformersError):
     """A checkpoint is missing, damaged, unsafe or belongs to another architecture."""
 
 
+class TrainingError(SpikeformersError):
+    """Training cannot go on, for example because the loss stopped being finite."""
+
+
 class MissingExtraError(SpikeformersError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 

@@ -26,7 +26,9 @@ def recompute(module: nn.Module, x: Tensor) -> Tensor:
     return checkpoint(module, x, use_reentrant=False, context_fn=contexts)
 
 
-def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], ...]:
+def _contexts(
+    norms: list[_BatchNorm],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of the first and of the second run, which share the statistics after the first."""
     after_first: list[dict[str, Any]] = []
     return _first_run(norms, after_first), _second_run(norms, after_first)

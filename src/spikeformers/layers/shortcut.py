@@ -5,7 +5,7 @@ sew(Chain(f, LIF()), connect="add")      SEW:      x + LIF(f(x))    spikes add, 
 vanilla(f, LIF())                        vanilla:  LIF(x + f(x))    add, then fire
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -73,10 +73,15 @@ class Blocks(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, B, C, ...]` -> `[T, B, C, ...]`."""
-        for block in self:
-            for part in block.values():
-                x = part(x)
+        for part in self.parts():
+            x = part(x)
         return x
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Return the parts of all blocks in the order in which they run."""
+        for block in self:
+            assert isinstance(block, nn.ModuleDict)
+            yield from block.values()
 
 
 class Trunk(Blocks):
@@ -99,15 +104,16 @@ class Trunk(Blocks):
         rates = [drop_path] * len(self) if isinstance(drop_path, int | float) else list(drop_path)
         if len(rates) != len(self) or not all(0 <= rate < 1 for rate in rates):
             raise InputError(f"drop_path={drop_path}: expected {len(self)} probabilities in [0, 1)")
-        self.drop_path_rates = rates
+        self.drop_path_rates = [
+            rate for block, rate in zip(self, rates, strict=True) for _ in block.children()
+        ]
         self.recomputes = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Add every branch to the stream, `[T, B, C, ...]` -> `[T, B, C, ...]`."""
-        for block, rate in zip(self, self.drop_path_rates, strict=True):
-            for branch in block.values():
-                y = recompute(branch, x) if self.training and self.recomputes else branch(x)
-                x = x + (drop_path(y, rate) if self.training and rate else y)
+        for branch, rate in zip(self.parts(), self.drop_path_rates, strict=True):
+            y = recompute(branch, x) if self.training and self.recomputes else branch(x)
+            x = x + (drop_path(y, rate) if self.training and rate else y)
         return x
 
 

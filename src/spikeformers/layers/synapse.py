@@ -128,6 +128,13 @@ class BatchNorm(_BatchNorm):
         Ioffe and Szegedy, ICML 2015, arXiv:1502.03167.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise InputError(f"batch norm expects [N, C, ...], got shape {list(input.shape)}")
@@ -148,12 +155,11 @@ class BatchNorm(_BatchNorm):
         mean = total / count
         centred = wide - mean.view(channels)
         var = _SumOverRanks.apply(centred.square().sum(axes)) / count
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                unbiased = var * (count / (count - 1))
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = var * (count / (count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         y = centred * torch.rsqrt(var + self.eps).view(channels)
         return (y * self.weight.view(channels) + self.bias.view(channels)).to(x.dtype)
 

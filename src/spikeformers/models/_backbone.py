@@ -1,6 +1,9 @@
 """The skeleton that all architectures share: stages of embedding and blocks, then a head."""
 
+import operator
 from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +45,12 @@ class Backbone(nn.Module):
     Attributes:
         channels: Width of each stage's map.
         strides: Stride of each stage's map relative to the input.
+        config: The registered name and the overrides, where `create_model` made the model.
+        official_source: Where the weights came from, where `from_official` loaded them.
     """
+
+    config: Any = None
+    official_source: Any = None
 
     def __init__(
         self, stages: Iterable[Stage], head: nn.Module | None, in_channels: int = 3
@@ -52,9 +60,7 @@ class Backbone(nn.Module):
         self.head = head
         self.in_channels = in_channels
         self.channels = [stage.channels for stage in self.stages]
-        self.strides: list[int] = []
-        for stage in self.stages:
-            self.strides.append(stage.stride * (self.strides[-1] if self.strides else 1))
+        self.strides = list(accumulate((stage.stride for stage in self.stages), operator.mul))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the map of every stage, `[T, B, channels[i], H/strides[i], W/strides[i]]`."""

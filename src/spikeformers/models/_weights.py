@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeformers.errors import CheckpointError
 from spikeformers.models._backbone import Backbone
-from spikeformers.models._registry import ModelConfig, create_model
+from spikeformers.models._registry import create_model
 
 _HEADER = "spikeformers"
 
@@ -61,12 +61,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     return tensors, json.loads(header)
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: Backbone) -> dict[str, Any]:
     """Return the header entries that rebuild a model."""
-    config: ModelConfig = model.config
+    config = model.config
     return {
         "model": {"name": config.name, "overrides": dict(config.overrides)},
-        "official_source": getattr(model, "official_source", None),
+        "official_source": model.official_source,
     }
 
 
@@ -98,7 +98,7 @@ def _misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> l
     ]
 
 
-def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_model(model: Backbone, path: str | os.PathLike[str]) -> None:
     """Save the weights of a model made by `create_model`, with its name and overrides.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 def sigmoid(u: Tensor, alpha: float) -> Tensor:
     """Derivative of `sigmoid(alpha u)`: `alpha s (1 - s)`. SpikingJelly's default, alpha 4."""
     s = torch.sigmoid(alpha * u)
-    return alpha * s * (1 - s)
+    return (s - s * s).mul_(alpha)
 
 
 def atan(u: Tensor, alpha: float) -> Tensor:
@@ -30,7 +30,7 @@ def rectangle(u: Tensor, alpha: float) -> Tensor:
 
 
 def tanh(u: Tensor, alpha: float) -> Tensor:
-    """`alpha (1 - tanh(alpha u)^2) / (2 tanh(alpha))` where `|u| <= 1`, else 0; STMixer, 2.5."""
+    """STMixer's window, 0 where `|u| > 1`: `alpha (1 - tanh(alpha u)^2) / (2 tanh(alpha))`; 2.5."""
     inside = (u.abs() <= 1).to(u.dtype)
     return inside * alpha * (1 - torch.tanh(alpha * u) ** 2) / (2 * math.tanh(alpha))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
-from spikeformers.ops.lif import reference
+from spikeformers.ops.lif import eager, reference
 from spikeformers.ops.surrogate import SURROGATES
 from spikeformers.types import ANALOG, BINARY, Current, Membrane, Spikes
 
@@ -125,9 +125,8 @@ def lif_op(
     strict: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, final membrane, and the membrane before each reset (what backward needs)."""
-    return reference.lif_forward(
-        x, v0, decay, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, strict
-    )
+    del detach_reset, surrogate, alpha  # of the backward pass
+    return eager.lif_forward(x, v0, decay, v_threshold, v_reset, decay_input, strict)
 
 
 @torch.library.custom_op("spikeformers::lif_backward", mutates_args=())
@@ -145,8 +144,26 @@ def lif_backward_op(
     surrogate: str,
     alpha: float,
     strict: bool,
+    learns_threshold: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `x`, `v0`, `decay` and `v_threshold`; without `x`, that of `decay` is zero."""
+    """Gradients of `x`, `v0`, `decay` and `v_threshold`, the last two only where they are learned.
+
+    `x` is given if the decay is learned.
+    """
+    if x is None and not learns_threshold and detach_reset:
+        grad_x, grad_v0 = eager.lif_backward(
+            grad_spikes,
+            grad_v,
+            h,
+            decay,
+            v_threshold,
+            v_reset,
+            decay_input,
+            surrogate,
+            alpha,
+            strict,
+        )
+        return grad_x, grad_v0, torch.zeros_like(decay), torch.zeros_like(v_threshold)
     grad_x, grad_v0, grad_decay, grad_threshold = reference.lif_backward(
         grad_spikes,
         grad_v,
@@ -175,26 +192,25 @@ def _sum_like(grad: Tensor, parameter: Tensor) -> Tensor:
 
 
 @lif_op.register_fake
-def _(x: Tensor, v0: Tensor | None, decay: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, _v0: Tensor | None, decay: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     h = torch.empty(x.shape, dtype=decay.dtype, device=x.device)
     return x.new_empty(x.shape), h.new_empty(x.shape[1:]), h
 
 
 @lif_backward_op.register_fake
 def _(
-    grad_spikes: Tensor,
-    grad_v: Tensor,
+    _grad_spikes: Tensor,
+    _grad_v: Tensor,
     h: Tensor,
-    x: Tensor | None,
-    v0: Tensor | None,
+    _x: Tensor | None,
+    _v0: Tensor | None,
     decay: Tensor,
     v_threshold: Tensor,
     *_: Any,
 ) -> tuple[Tensor, ...]:
-    shape = h.shape
     return (
-        h.new_empty(shape),
-        h.new_empty(shape[1:]),
+        h.new_empty(h.shape),
+        h.new_empty(h.shape[1:]),
         decay.new_empty(decay.shape),
         v_threshold.new_empty(v_threshold.shape),
     )
@@ -204,13 +220,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     x, v0, decay, v_threshold, *ctx.options = inputs
     learns_decay = ctx.needs_input_grad[2]
     ctx.save_for_backward(output[2], x if learns_decay else None, v0, decay, v_threshold)
-    ctx.x_dtype = x.dtype
+    ctx.learns_threshold, ctx.x_dtype = ctx.needs_input_grad[3], x.dtype
 
 
 def _backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
     h, x, v0, decay, v_threshold = ctx.saved_tensors
-    grads = lif_backward_op(grad_spikes, grad_v, h, x, v0, decay, v_threshold, *ctx.options)
-    grad_x, grad_v0, grad_decay, grad_threshold = grads
+    grad_x, grad_v0, grad_decay, grad_threshold = lif_backward_op(
+        grad_spikes, grad_v, h, x, v0, decay, v_threshold, *ctx.options, ctx.learns_threshold
+    )
     return (
         grad_x.to(ctx.x_dtype),
         None if v0 is None else grad_v0,

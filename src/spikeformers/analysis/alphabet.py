@@ -1,0 +1,377 @@
+"""Which values a tensor can hold, as a static fact of the graph (abstract interpretation).
+
+Every value gets an `Alphabet` (or `ANALOG`) and an origin. The table `RULES` says how each operator
+of PyTorch turns the alphabets of its operands into that of its result; our own ops declare theirs
+in `ops.OUTPUT_ALPHABETS`. What stands in neither table is analog and listed as unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from spikeformers.analysis.capture import Graph, op_name
+from spikeformers.ops import OUTPUT_ALPHABETS
+from spikeformers.types import ANALOG, Alphabet
+
+__all__ = ["RULES", "Facts", "Origin", "Value", "constant_factor", "interpret"]
+
+
+class Origin(Enum):
+    """What a value is computed from."""
+
+    CONSTANT = "weights"  # parameters, buffers and numbers alone: known before any image comes
+    IMAGE = "image"  # an affine function of the image
+    SIGNAL = "signal"  # everything else
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known about a tensor without running anything.
+
+    Attributes:
+        origin: What it is computed from.
+        alphabet: The values it can hold.
+    """
+
+    origin: Origin
+    alphabet: Alphabet | None = ANALOG
+
+    def __str__(self) -> str:
+        """Write `weights`, `image`, `{0,1}` or `analog`."""
+        if self.origin is not Origin.SIGNAL:
+            return self.origin.value
+        return "analog" if self.alphabet is ANALOG else str(self.alphabet)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about all tensors of a graph.
+
+    Attributes:
+        values: Node -> its value, or one per output of a custom op.
+        unknown: Nodes that neither table covers, in the order in which they run.
+    """
+
+    values: dict[Node, Any] = field(default_factory=dict)
+    unknown: list[Node] = field(default_factory=list)
+
+
+def interpret(graph: Graph) -> Facts:
+    """Carry alphabets and origins from the inputs through every node of a graph."""
+    facts = Facts()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            is_image = graph.inputs[node.name] == "image"
+            facts.values[node] = Value(Origin.IMAGE if is_image else Origin.CONSTANT)
+        elif node.op == "call_function" and node.meta.get("val") is not None:
+            facts.values[node] = _transfer(node, facts)
+    return facts
+
+
+def _transfer(node: Node, facts: Facts) -> Value | tuple[Value, ...]:
+    name = op_name(node)
+    if name == "getitem":
+        container = facts.values[node.all_input_nodes[0]]
+        return container[node.args[1]] if isinstance(container, tuple) else container
+    if name in OUTPUT_ALPHABETS:
+        outputs = OUTPUT_ALPHABETS[name](*node.args, **node.kwargs)
+        values = tuple(Value(Origin.SIGNAL, alphabet) for alphabet in outputs)
+        return values if isinstance(node.meta["val"], tuple | list) else values[0]
+    args, kwargs = map_arg((node.args, node.kwargs), facts.values.get)
+    origin = _origin(
+        node, args, [facts.values[n] for n in node.all_input_nodes if n in facts.values]
+    )
+    try:
+        return Value(origin, RULES.get(name, _uncovered)(node, *args, **kwargs))
+    except _Uncovered:
+        is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if origin is Origin.CONSTANT and not is_random:
+            return Value(Origin.CONSTANT)
+        facts.unknown.append(node)
+        return Value(Origin.SIGNAL)
+
+
+def _origin(node: Node, args: Sequence[Any], operands: Sequence[Value]) -> Origin:
+    """Return what a result is computed from, given that its operator is in the table."""
+    origins = [value.origin for value in operands]
+    if all(origin is Origin.CONSTANT for origin in origins):
+        return Origin.CONSTANT
+    name = op_name(node)
+    if Origin.SIGNAL in origins or name in MAXIMA:
+        return Origin.SIGNAL
+    # The product of two images is not affine, nor is a quotient by one.
+    is_bilinear = name in PRODUCTS and origins.count(Origin.IMAGE) > 1
+    is_quotient = name == "aten::div" and _is(args[1], Origin.IMAGE)
+    return Origin.SIGNAL if is_bilinear or is_quotient else Origin.IMAGE
+
+
+def _is(operand: Any, origin: Origin) -> bool:
+    return isinstance(operand, Value) and operand.origin is origin
+
+
+class _Uncovered(Exception):
+    """An operator is in the table, but not with these arguments."""
+
+
+def _number(c: float) -> Alphabet | None:
+    """Return the alphabet of a constant."""
+    if c == 0 or not math.isfinite(c):
+        return Alphabet(0, 0) if c == 0 else ANALOG
+    sign = 1 if c > 0 else -1
+    return Alphabet(sign, sign, abs(float(c)))
+
+
+def _of(operand: Any) -> Alphabet | None:
+    """Return the alphabet of an operand: a tensor or a number."""
+    return operand.alphabet if isinstance(operand, Value) else _number(operand)
+
+
+def _fixed(operand: Any) -> float | None:
+    """Return the number that an operand is known to be, if it is."""
+    alphabet = _of(operand)
+    if alphabet is ANALOG or alphabet.scale is None or alphabet.low != alphabet.high:
+        return None
+    return alphabet.low * alphabet.scale
+
+
+def _alike(a: Alphabet | None, b: Alphabet | None) -> tuple[Alphabet, Alphabet] | None:
+    """Write two alphabets with one scale; a constant adapts to the other. `None`: impossible."""
+    if a is ANALOG or b is ANALOG or a.scale is None or b.scale is None:
+        return None
+    if math.isclose(a.scale, b.scale):
+        return a, b
+    for constant, other in ((a, b), (b, a)):
+        steps = constant.low * (constant.scale or 1.0) / (other.scale or 1.0)
+        if constant.low == constant.high and math.isclose(steps, round(steps), abs_tol=1e-9):
+            fitted = Alphabet(round(steps), round(steps), other.scale)
+            return (fitted, b) if constant is a else (a, fitted)
+    return None
+
+
+def _plus(a: Alphabet | None, b: Alphabet | None) -> Alphabet | None:
+    if (pair := _alike(a, b)) is None:
+        return ANALOG
+    a, b = pair
+    return Alphabet(a.low + b.low, a.high + b.high, a.scale)
+
+
+def _hull(a: Alphabet | None, b: Alphabet | None) -> Alphabet | None:
+    """Return the alphabet of a tensor that holds values of both."""
+    if (pair := _alike(a, b)) is None:
+        return ANALOG
+    a, b = pair
+    return Alphabet(min(a.low, b.low), max(a.high, b.high), a.scale)
+
+
+def _times(a: Alphabet | None, b: Alphabet | None) -> Alphabet | None:
+    if a is ANALOG or b is ANALOG:
+        return ANALOG
+    corners = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
+    scale = None if a.scale is None or b.scale is None else a.scale * b.scale
+    return Alphabet(min(corners), max(corners), scale)
+
+
+def _total(a: Alphabet | None, n: int) -> Alphabet | None:
+    """Return the alphabet of a sum of `n` values."""
+    return ANALOG if a is ANALOG else replace(a, low=n * a.low, high=n * a.high)
+
+
+# The rules take the node and its arguments, tensors as `Value`, and return the result's alphabet.
+
+
+def _uncovered(*_: Any, **__: Any) -> Alphabet | None:
+    raise _Uncovered
+
+
+def _keep(_: Node, x: Value, *__: Any, **options: Any) -> Alphabet | None:
+    if not options.get("dtype", torch.float32).is_floating_point:
+        raise _Uncovered
+    return x.alphabet
+
+
+def _analog(*_: Any) -> Alphabet | None:
+    return ANALOG
+
+
+def _full(_: Node, __: Any, number: float, **___: Any) -> Alphabet | None:
+    return _number(number)
+
+
+def _add(_: Node, a: Any, b: Any, alpha: float = 1) -> Alphabet | None:
+    if alpha != 1:
+        raise _Uncovered
+    return _plus(_of(a), _of(b))
+
+
+def _sub(node: Node, a: Any, b: Any, alpha: float = 1) -> Alphabet | None:
+    return _add(node, a, Value(Origin.SIGNAL, _neg(node, b)), alpha)
+
+
+def _rsub(node: Node, a: Any, b: Any, alpha: float = 1) -> Alphabet | None:
+    return _sub(node, b, a, alpha)
+
+
+def _neg(_: Node, a: Any) -> Alphabet | None:
+    return _times(_number(-1), _of(a))
+
+
+def _relu(_: Node, x: Value) -> Alphabet | None:
+    a = x.alphabet
+    if a is ANALOG or a.scale is None:
+        return ANALOG
+    return replace(a, low=max(a.low, 0), high=max(a.high, 0))
+
+
+def _mul(node: Node, a: Any, b: Any) -> Alphabet | None:
+    for values, factor, argument in ((_of(a), b, node.args[1]), (_of(b), a, node.args[0])):
+        if values is not ANALOG and _is_learned_scalar(factor, argument):
+            return replace(values, scale=None)
+    return _times(_of(a), _of(b))
+
+
+def _div(node: Node, a: Any, b: Any, rounding_mode: str | None = None) -> Alphabet | None:
+    if rounding_mode is not None:
+        raise _Uncovered
+    values = _of(a)
+    if values is not ANALOG and _is_learned_scalar(b, node.args[1]):
+        return replace(values, scale=None)
+    return _times(values, _number(1 / divisor)) if (divisor := _fixed(b)) else ANALOG
+
+
+def _is_learned_scalar(operand: Any, argument: Any) -> bool:
+    is_weight = _is(operand, Origin.CONSTANT) and operand.alphabet is ANALOG
+    return is_weight and _shape(argument).numel() == 1
+
+
+def _matmul(node: Node, a: Value, b: Value) -> Alphabet | None:
+    return _total(_times(a.alphabet, b.alphabet), _shape(node.args[0])[-1])
+
+
+def _sum(node: Node, x: Value, *_: Any, **__: Any) -> Alphabet | None:
+    return _total(x.alphabet, _averaged(node))
+
+
+def _mean(node: Node, x: Value, *_: Any, **__: Any) -> Alphabet | None:
+    n = _averaged(node)
+    return _times(_total(x.alphabet, n), _number(1 / n))
+
+
+def _avg_pool(
+    node: Node,
+    x: Value,
+    _kernel: Sequence[int],
+    _stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Alphabet | None:
+    if ceil_mode or divisor_override is not None or (any(padding) and not count_include_pad):
+        raise _Uncovered
+    values = _hull(x.alphabet, _number(0)) if any(padding) else x.alphabet
+    n = _averaged(node)
+    return _times(_total(values, n), _number(1 / n))
+
+
+def _adaptive_avg_pool(node: Node, x: Value, size: Sequence[int]) -> Alphabet | None:
+    if any(b % a for b, a in zip(_shape(node.args[0])[-2:], size, strict=True)):
+        raise _Uncovered
+    return _mean(node, x)
+
+
+def _cat(_: Node, tensors: Sequence[Value], *__: Any) -> Alphabet | None:
+    return functools.reduce(_hull, [tensor.alphabet for tensor in tensors])
+
+
+def _pad(
+    _: Node, x: Value, __: Any, mode: str = "constant", value: float | None = None
+) -> Alphabet | None:
+    return _hull(x.alphabet, _number(value or 0)) if mode == "constant" else x.alphabet
+
+
+def _constant_pad(node: Node, x: Value, widths: Any, value: float = 0) -> Alphabet | None:
+    return _pad(node, x, widths, "constant", value)
+
+
+def _shape(argument: Any) -> torch.Size:
+    return argument.meta["val"].shape
+
+
+def _averaged(node: Node) -> int:
+    """Return how many values a sum, mean or pooling combines into each result."""
+    if op_name(node) == "aten::avg_pool2d":
+        kernel = node.args[1]
+        assert isinstance(kernel, list | tuple)
+        return math.prod(kernel * 2 if len(kernel) == 1 else kernel)  # type: ignore[arg-type]
+    return _shape(node.args[0]).numel() // max(_shape(node).numel(), 1)
+
+
+def _table(rule: Callable[..., Alphabet | None], names: str) -> dict[str, Any]:
+    return {f"aten::{name}": rule for name in names.split()}
+
+
+KEEPING = _table(
+    _keep,
+    "view _unsafe_view reshape flatten unflatten permute transpose t expand repeat squeeze "
+    "unsqueeze select slice split split_with_sizes unbind index_select flip roll clone alias detach "
+    "_to_copy lift_fresh_copy upsample_nearest2d pixel_shuffle pixel_unshuffle",
+)
+MAXIMA = _table(_keep, "max_pool1d max_pool2d max_pool3d amax") | _table(_relu, "relu")
+AVERAGES = _table(_mean, "mean") | {
+    "aten::avg_pool2d": _avg_pool,
+    "aten::adaptive_avg_pool2d": _adaptive_avg_pool,
+}
+ELEMENTWISE = {
+    "aten::mul": _mul,
+    "aten::div": _div,
+    **_table(_analog, "_native_batch_norm_legit_no_training"),
+}
+PRODUCTS = {
+    **ELEMENTWISE,
+    **_table(_matmul, "matmul mm bmm"),
+    **_table(_analog, "linear conv1d conv2d conv3d"),
+    **_table(_analog, "conv_transpose1d conv_transpose2d conv_transpose3d"),
+}
+SUMS = {
+    "aten::sum": _sum,
+    **_table(_neg, "neg"),
+    **_table(_add, "add"),
+    **_table(_sub, "sub"),
+    **_table(_rsub, "rsub"),
+}
+RULES: dict[str, Callable[..., Alphabet | None]] = {
+    **KEEPING,
+    **MAXIMA,
+    **AVERAGES,
+    **PRODUCTS,
+    **SUMS,
+    **_table(_cat, "cat stack"),
+    **_table(_pad, "pad"),
+    **_table(_constant_pad, "constant_pad_nd"),
+    **_table(_full, "full"),
+}
+"""How each operator of PyTorch turns the alphabets of its arguments into that of its result."""
+
+
+def constant_factor(node: Node, facts: Facts) -> float | None:
+    """Return the number by which a product or average scales its operand, if it is known."""
+    name = op_name(node)
+    if node in facts.unknown:
+        return None
+    if name in AVERAGES:
+        return 1 / _averaged(node)
+    args = map_arg(node.args, facts.values.get)
+    if name == "aten::mul":
+        return next((c for c in map(_fixed, args) if c is not None), None)
+    if name == "aten::div" and (divisor := _fixed(args[1])):
+        return 1 / divisor
+    return None

@@ -1,0 +1,319 @@
+"""Is a model spike-driven? `audit(model, example)` answers operation by operation.
+
+| verdict | the operation | cost |
+|---|---|---|
+| encode | all ancestors are affine functions of the image | the sensor's side |
+| AC | {0,1} or {-1,0,1} against weights or integers | one addition per spike |
+| ACx | one integer operand against weights | as many additions as its value |
+| MACint | integer times integer | integer multiplications |
+| mask | a {0,1} or {-1,0,1} factor elementwise | keeps or drops |
+| MAC | an analog value against anything else | multiplications |
+
+Sums, maxima and reshapes multiply nothing and have no row. Neither has a constant factor, a mean
+for instance, that merges exactly into something there already: the threshold of the neuron it feeds
+(if that resets to 0 or by subtraction: `c x` reaches `v_threshold` when `x` reaches
+`v_threshold / c`), or the weights before or behind it. The notes name each one. This is exact
+arithmetic; in floating point it rounds unless the factor is a power of two.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+from spikeformers.analysis.alphabet import (
+    AVERAGES,
+    ELEMENTWISE,
+    KEEPING,
+    MAXIMA,
+    PRODUCTS,
+    SUMS,
+    Facts,
+    Origin,
+    Value,
+    constant_factor,
+    interpret,
+)
+from spikeformers.analysis.capture import Graph, capture, op_name
+from spikeformers.layers import fold
+from spikeformers.neurons import AcrossBatch
+from spikeformers.ops import OUTPUT_ALPHABETS
+from spikeformers.types import ANALOG
+
+__all__ = ["Report", "Row", "audit"]
+
+WEIGHTS = Value(Origin.CONSTANT)
+# What commutes with a positive factor: f(c x) = c f(x).
+HOMOGENEOUS = {*KEEPING, *MAXIMA, *AVERAGES, "aten::sum", "aten::neg"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation that carries multiplications.
+
+    Attributes:
+        path: Module path in the model's own names.
+        op: The operator's name.
+        operands: The alphabets that meet.
+        verdict: "encode", "AC", "ACx", "MACint", "mask" or "MAC".
+        reason: Why.
+        node: Name of the node in the captured graph.
+    """
+
+    path: str
+    op: str
+    operands: tuple[str, ...]
+    verdict: str
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found.
+
+    Attributes:
+        rows: The operations that carry multiplications, in the order in which they run.
+        neurons: How often neurons are called.
+        unknown: Operators that the audit does not know; it takes their results for analog.
+        notes: What else a reader must know: merged factors, neurons across the batch.
+    """
+
+    rows: tuple[Row, ...]
+    neurons: int
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """ "strictly spike-driven", "spike-driven" or "not spike-driven"."""
+        found = {row.verdict for row in self.rows}
+        if not self.neurons or found & {"MAC", "MACint"}:
+            return "not spike-driven"
+        return "spike-driven" if "ACx" in found else "strictly spike-driven"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON can hold it."""
+        return {"verdict": self.verdict, **asdict(self)}
+
+    def __str__(self) -> str:
+        """Write a table, then unknown operators and notes, then the verdict."""
+        table = [("path", "op", "operands", "verdict", "reason")] + [
+            (row.path or "(model)", row.op, " x ".join(row.operands), row.verdict, row.reason)
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+            for cells in table
+        ]
+        lines += [f"unknown operator: {name}" for name in self.unknown]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"verdict: {self.verdict}"])
+
+
+def audit(model: nn.Module, example: Tensor) -> Report:
+    """Judge every multiplication of a model in its inference form.
+
+    The model itself is left alone: a folded eval copy is captured. `model.readout` is no part of
+    it. A constant factor behind a linear map, such as the average of two heads' scores, merges into
+    the map's weights.
+
+    Args:
+        model: Any module that takes one tensor; in any mode.
+        example: An input of the shape to capture, `[T, B, C, H, W]`; small is enough.
+    """
+    graph = capture(fold(copy.deepcopy(model).eval()), example)
+    facts = interpret(graph)
+    reader = _Reader(graph, facts)
+    rows = tuple(row for node in facts.values if (row := reader.row(node)))
+    across = [
+        f"{path} integrates across the batch as if it were time: samples influence each other"
+        for path, module in model.named_modules()
+        if isinstance(module, AcrossBatch)
+    ]
+    return Report(
+        rows=rows,
+        neurons=sum(map(_is_neuron, facts.values)),
+        unknown=tuple(sorted({op_name(node) for node in facts.unknown})),
+        notes=(*reader.merged, *across),
+    )
+
+
+def _is_neuron(node: Node) -> bool:
+    return op_name(node) in OUTPUT_ALPHABETS
+
+
+def _is_small(value: Value) -> bool:
+    return value.alphabet is not ANALOG and -1 <= value.alphabet.low <= value.alphabet.high <= 1
+
+
+def _judge(op: str, a: Value, b: Value) -> tuple[str, str]:
+    """Return verdict and reason of the product of two operands; constants come second."""
+    is_elementwise = op in ELEMENTWISE
+    small, analog = _is_small(a) or _is_small(b), a.alphabet is ANALOG
+    if b.origin is Origin.CONSTANT:
+        if a.origin is Origin.IMAGE:
+            return "encode", "affine in the image"
+        if analog:
+            return "MAC", ""
+        if small:
+            return ("mask", _MASK) if is_elementwise else ("AC", _additions(a))
+        return "ACx", _additions(a)
+    if op == "aten::div":
+        return "MAC", "a division by a signal"
+    if is_elementwise and small:
+        return "mask", _MASK
+    if analog or b.alphabet is ANALOG:
+        return "MAC", ""
+    if small:
+        return "AC", "spikes select the integers to add"
+    return "MACint", "both operands are integers"
+
+
+_MASK = "a factor of 0 and 1 (or a sign) keeps or drops"
+
+
+def _additions(value: Value) -> str:
+    alphabet = value.alphabet
+    assert alphabet is not ANALOG
+    most = max(-alphabet.low, alphabet.high)
+    sign = "signed " if alphabet.low < 0 else ""
+    return f"one {sign}addition per spike" if most <= 1 else f"up to {most} {sign}additions"
+
+
+class _Reader:
+    """Reads the rows off one graph, and remembers which factors merge into what."""
+
+    def __init__(self, graph: Graph, facts: Facts) -> None:
+        self.graph = graph
+        self.facts = facts
+        self.merged: list[str] = []
+
+    def row(self, node: Node) -> Row | None:
+        """Return the row of a node; `None` if it multiplies nothing that stays."""
+        op, value = op_name(node), self.facts.values[node]
+        if node in self.facts.unknown:
+            operands = [self.value(operand) for operand in node.all_input_nodes]
+            return self._row(node, operands, "MAC", "unknown operator: taken for a multiplication")
+        if isinstance(value, tuple) or value.origin is Origin.CONSTANT:
+            return None
+        if (factor := constant_factor(node, self.facts)) is not None:
+            return self._factor_row(node, factor)
+        if op not in PRODUCTS:
+            return None
+        # Without a second tensor the node is a norm without gain: its statistics are the weights.
+        inputs = [*node.all_input_nodes[:2], None][:2]
+        a, b = (self.value(operand) for operand in inputs)
+        if a.origin is Origin.CONSTANT and op != "aten::div":
+            a, b, inputs = b, a, inputs[::-1]
+        verdict, reason = _judge(op, a, b)
+        return self._row(node, [a, b], verdict, reason or self._why_analog(inputs))
+
+    def value(self, node: Node | None) -> Value:
+        """Return what is known about an operand."""
+        value = WEIGHTS if node is None else self.facts.values.get(node, WEIGHTS)
+        return value if isinstance(value, Value) else Value(Origin.SIGNAL)
+
+    def _row(self, node: Node, operands: list[Any], verdict: str, reason: str) -> Row:
+        op = op_name(node).rpartition("::")[2]
+        path = self.graph.path(node)
+        return Row(path, op, tuple(map(str, operands)), verdict, reason, node.name)
+
+    def _factor_row(self, node: Node, factor: float) -> Row | None:
+        """Return the row of a product with a known number, unless it merges into something."""
+        if abs(factor) in (0, 1):
+            return None
+        (operand,) = [n for n in node.all_input_nodes if not self._is_constant(n)]
+        places = self._behind(node) if factor > 0 else None
+        places = self._before(operand, node) if places is None else places
+        if places is not None:
+            op = op_name(node).rpartition("::")[2]
+            goal = ", ".join(dict.fromkeys(places)) or "nothing, for nobody reads it"
+            path = self.graph.path(node) or "(model)"
+            self.merged.append(f"{path}: the factor {factor:g} of {op} merges into {goal}")
+            return None
+        # The alphabet behind the node holds the integers that the number multiplies.
+        verdict, reason = _judge(op_name(node), self.value(node), WEIGHTS)
+        reason = reason or "this factor merges neither into weights nor into a threshold"
+        return self._row(node, [self.value(operand), f"{factor:g}"], verdict, reason)
+
+    def _is_constant(self, node: Node) -> bool:
+        return self.value(node).origin is Origin.CONSTANT
+
+    def _behind(self, node: Node) -> list[str] | None:
+        """Name what absorbs a positive factor of `node` behind it; `None` if a reader cannot."""
+        places: list[str] = []
+        for user in node.users:
+            found = self._absorbed_by(user, node)
+            if found is None:
+                return None
+            places += found
+        return places
+
+    def _absorbed_by(self, user: Node, node: Node) -> list[str] | None:
+        op, path = op_name(user), self.graph.path(user)
+        if _is_neuron(user):
+            return [f"the threshold of {path}"] if _scales_with_threshold(user, node) else None
+        if op in PRODUCTS and self._is_synapse(user):
+            return [f"the weights of {path}"]
+        # An alphabet carries the factor on as its scale.
+        is_tracked = isinstance(value := self.facts.values.get(user), Value) and value.alphabet
+        if is_tracked or op in HOMOGENEOUS or constant_factor(user, self.facts) is not None:
+            return self._behind(user)
+        return None
+
+    def _before(self, node: Node, reader: Node) -> list[str] | None:
+        """Name the linear maps that absorb a factor of `node`, if only `reader` reads it."""
+        if self._is_constant(node):
+            return []
+        if set(node.users) != {reader}:
+            return None
+        op = op_name(node)
+        if op in PRODUCTS and self._is_synapse(node):
+            return [f"the weights of {self.graph.path(node)}"]
+        if op not in HOMOGENEOUS - MAXIMA.keys() and op not in SUMS:
+            return None
+        found = [self._before(operand, node) for operand in node.all_input_nodes]
+        return None if None in found else [place for places in found for place in places or []]
+
+    def _is_synapse(self, node: Node) -> bool:
+        """Whether a product has weights on one side, so that they can take a factor."""
+        is_known = constant_factor(node, self.facts) is None
+        return is_known and sum(not self._is_constant(n) for n in node.all_input_nodes) == 1
+
+    def _why_analog(self, operands: list[Node | None]) -> str:
+        """Walk back from an analog operand to the node where analog values come from."""
+        node: Node | None = next(n for n in operands if self._is_analog(n))
+        while node is not None:
+            op, path = op_name(node), self.graph.path(node) or "(model)"
+            if node.op == "placeholder":
+                return "no neuron stands between the image and it"
+            if _is_neuron(node):
+                return f"it reads the membrane of {path}"
+            if node in self.facts.unknown or (op in PRODUCTS and self._is_synapse(node)):
+                return f"no neuron stands between {path} ({op.rpartition('::')[2]}) and it"
+            # Of a sum, the last operand: the branch rather than the trunk.
+            node, last = (
+                next((n for n in reversed(node.all_input_nodes) if self._is_analog(n)), None),
+                node,
+            )
+        return f"values of different scales meet in {op_name(last)} at {path}"
+
+    def _is_analog(self, node: Node | None) -> bool:
+        value = self.value(node)
+        return value.origin is not Origin.CONSTANT and value.alphabet is ANALOG
+
+
+def _scales_with_threshold(neuron: Node, current: Node) -> bool:
+    """Whether a factor of the current is the same as a divisor of the threshold: `c h` for `h`."""
+    names = [argument.name for argument in neuron.target._schema.arguments]  # type: ignore[union-attr]
+    arguments = {**dict(zip(names, neuron.args, strict=False)), **neuron.kwargs}
+    is_at_rest_0 = arguments.get("v0") is None and arguments.get("v_reset", 1) in (0.0, None)
+    reads_spikes_only = all(user.args[1] == 0 for user in neuron.users)
+    return arguments["x"] is current and is_at_rest_0 and reads_spikes_only

@@ -1,0 +1,104 @@
+"""One exported graph, many readers: `capture(model, example)`.
+
+The graph is PyTorch's own (`torch.export`), functional and not decomposed: a convolution is one
+node, a linear map is one node, and every neuron is one node, `spikeformers::lif`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Interpreter, Node
+
+from spikeformers.errors import InputError
+
+__all__ = ["Graph", "capture", "op_name"]
+
+_INPUT_KINDS = {
+    InputKind.USER_INPUT: "image",
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a model computes, as a list of nodes in the order in which they run.
+
+    Attributes:
+        program: The exported program that the nodes belong to.
+    """
+
+    program: ExportedProgram
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Inputs, operations and the output."""
+        return list(self.program.graph.nodes)
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Name of an input node -> "image", "parameter", "buffer" or "constant"."""
+        specs = self.program.graph_signature.input_specs
+        return {spec.arg.name: _INPUT_KINDS[spec.kind] for spec in specs}
+
+    def path(self, node: Node) -> str:
+        """Return the path of the module that a node runs in; the model itself is ""."""
+        stack = node.meta.get("nn_module_stack") or {"": ("", "")}
+        return next(reversed(stack.values()))[0]
+
+    def run(self, x: Tensor) -> Iterator[tuple[Node, Any]]:
+        """Compute every node for an input of the captured shape, one after the other."""
+        tensors = {**self.program.state_dict, **self.program.constants}
+        interpreter = Interpreter(self.program.graph_module)
+        flat = [
+            x if spec.target is None else tensors[spec.target]
+            for spec in self.program.graph_signature.input_specs
+        ]
+        interpreter.args_iter = iter(flat)
+        for node in self.nodes:
+            value = interpreter.env[node] = interpreter.run_node(node)
+            yield node, value
+
+
+def capture(model: nn.Module, example: Tensor) -> Graph:
+    """Export a model in eval mode.
+
+    Nothing is folded here: capture `layers.fold(model)` to see what would be deployed.
+
+    Args:
+        model: Any module that takes one tensor.
+        example: An input of the shape, dtype and device to capture, usually `[T, B, C, H, W]`.
+
+    Raises:
+        InputError: If a module is in training mode, or `example` is not a tensor.
+    """
+    if not isinstance(example, Tensor):
+        raise InputError(f"example is {type(example).__name__}: expected one encoded input tensor")
+    for path, module in model.named_modules():
+        if module.training:
+            raise InputError(f"{path or 'model'!r} is in training mode: call model.eval() first")
+    with warnings.catch_warnings():
+        # PyTorch's own deep copies inside export trip over a name that PyTorch deprecated.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
+        program = torch.export.export(model, (example,), strict=False)
+        # An empty table decomposes nothing, but it makes the graph functional: no `relu_`, no
+        # aliases, so that a node's value is one fact.
+        return Graph(program.run_decompositions({}))
+
+
+def op_name(node: Node) -> str:
+    """Return `aten::conv2d`, `spikeformers::lif`, `getitem` and the like; inputs have no name."""
+    if node.op != "call_function":
+        return ""
+    schema = getattr(node.target, "_schema", None)
+    return schema.name if schema is not None else node.target.__name__  # type: ignore[union-attr]

@@ -1,0 +1,258 @@
+"""Image data sets by name, as map-style datasets of `(uint8 image, label)`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikeformers.data._cifar import CIFAR10, CIFAR100, Layout, read_cifar_split
+from spikeformers.data._class_names import (
+    CIFAR10_CLASSES,
+    CIFAR100_CLASSES,
+    DIGIT_CLASSES,
+    FASHION_CLASSES,
+)
+from spikeformers.data._idx import read_idx_split
+from spikeformers.data._torchvision import _torchvision
+from spikeformers.errors import ConfigError, DataError, InputError, MissingExtraError
+
+
+class ImageDataset(Protocol):
+    """What every reader returns: images by index, in a fixed order.
+
+    Attributes:
+        classes: Names of the classes; a label is an index into them.
+        channels: 1 for grey, 3 for RGB.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return the image, uint8 `[C, H, W]`, and its label."""
+        ...
+
+
+class ArrayImages:
+    """Images of one size, held in memory.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+        labels: Integers `[N]`.
+        classes: Names of the classes.
+        source: Where the images came from, for error messages.
+
+    Raises:
+        DataError: If there is no image, or labels and images or classes do not fit together.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, classes: tuple[str, ...], source: str
+    ) -> None:
+        if len(images) != len(labels):
+            raise DataError(
+                f"{source} has {len(images)} images but {len(labels)} labels: take both files "
+                "from the same distribution"
+            )
+        if len(images) == 0:
+            raise DataError(f"{source} has no images: use a set with at least one per split")
+        if int(labels.max()) >= len(classes) or int(labels.min()) < 0:
+            raise DataError(
+                f"{source} has labels from {int(labels.min())} to {int(labels.max())}, expected "
+                f"0 to {len(classes) - 1} for its {len(classes)} classes: download it again"
+            )
+        self.images = images
+        self.labels = labels.tolist()
+        self.classes = classes
+        self.channels = images.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.labels[index]
+
+
+class FileImages:
+    """Images in files, decoded to RGB when they are asked for.
+
+    Args:
+        samples: Path and label of each image.
+        classes: Names of the classes.
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], classes: tuple[str, ...]) -> None:
+        self.samples = samples
+        self.classes = classes
+        self.channels = 3
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        return read_image(path, self.channels), label
+
+
+def load_dataset(name: str, root: str | Path | None = None, split: str = "train") -> ImageDataset:
+    """Open one split of a data set; only the files of that split need to be there.
+
+    Args:
+        name: A key of `DATASETS`.
+        root: Folder with the files as distributed; not used by `digits`.
+        split: `"train"` or `"test"`.
+
+    Raises:
+        ConfigError: If there is no data set or split of that name.
+        DataError: If the files are missing, damaged or empty.
+        MissingExtraError: If the reader needs a package that is not installed.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"there is no data set {name!r}, did you mean {near!r}? Known: {', '.join(DATASETS)}"
+        )
+    if split not in ("train", "test"):
+        raise ConfigError(f"there is no split {split!r}: choose 'train' or 'test'")
+    source = DATASETS[name]
+    if not source.files:
+        return source.load(Path(), split)
+    if root is None:
+        raise DataError(f"the data set {name!r} needs data.root=FOLDER with {source.files}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}: set data.root=FOLDER with {source.files}")
+    if not any(folder.iterdir()):
+        raise DataError(f"the folder {folder} is empty: put {source.files} there")
+    return source.load(folder, split)
+
+
+def read_image(path: str | Path, channels: int) -> Tensor:
+    """Decode one image file.
+
+    Args:
+        path: A file in any format that Pillow reads.
+        channels: 1 converts to grey, 3 to RGB.
+
+    Returns:
+        The image, uint8 `[C, H, W]`.
+
+    Raises:
+        DataError: If the file is missing or no readable image.
+    """
+    if channels not in (1, 3):
+        raise InputError(f"channels is {channels!r}, expected 1 for grey or 3 for RGB")
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "train") from error
+    if not Path(path).is_file():
+        raise DataError(f"there is no image file {path}: check the path")
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    # Pillow's decoders raise OSError, SyntaxError, struct.error and others for damaged files.
+    except Exception as error:
+        raise DataError(
+            f"cannot read the image {path} ({error}): replace or remove the file"
+        ) from error
+    image_hwc = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels))
+    return image_hwc.permute(2, 0, 1).contiguous()
+
+
+def _load_digits(_root: Path, split: str) -> ArrayImages:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "train") from error
+    digits = load_digits()
+    part = slice(None, 1437) if split == "train" else slice(1437, None)
+    images = torch.from_numpy(digits.images[part]).mul(255 / 16).round().to(torch.uint8)
+    labels = torch.from_numpy(digits.target[part])
+    return ArrayImages(images.unsqueeze(1), labels, DIGIT_CLASSES, "digits")
+
+
+def _load_idx(root: Path, split: str, raw: str, classes: tuple[str, ...]) -> ArrayImages:
+    return ArrayImages(*read_idx_split(root, split, raw), classes, f"the {split} split in {root}")
+
+
+def _load_cifar(root: Path, split: str, layout: Layout, classes: tuple[str, ...]) -> ArrayImages:
+    images, labels, names = read_cifar_split(root, split, layout)
+    return ArrayImages(images, labels, names or classes, f"the {split} split in {root}")
+
+
+def _load_folder(root: Path, split: str) -> FileImages:
+    names = ("train",) if split == "train" else ("test", "val")
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
+        wanted = " or ".join(str(root / name) for name in names)
+        raise DataError(f"there is no folder {wanted}: put the images in it, one folder per class")
+    try:
+        found = _torchvision().datasets.ImageFolder(folder)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} lacks images ({error}): put one folder per class there, each with at least "
+            "one image"
+        ) from error
+    # A test split may lack a class, and still each label must mean what it means in training.
+    train = root / "train"
+    classes = tuple(sorted(path.name for path in train.glob("*") if path.is_dir()))
+    classes = classes or tuple(found.classes)
+    unknown = sorted(set(found.classes) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{folder} has classes that {train} lacks ({', '.join(unknown)}): give both splits the "
+            "same class folders"
+        )
+    label_of = {name: label for label, name in enumerate(classes)}
+    samples = [(path, label_of[found.classes[label]]) for path, label in found.samples]
+    return FileImages(samples, classes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        files: What `root` has to contain, in words; empty if nothing is read from there.
+        load: Reads one split from `root`.
+    """
+
+    files: str
+    load: Callable[[Path, str], ImageDataset]
+
+
+_IDX_FILES = (
+    "the files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+    "t10k-labels-idx1-ubyte, plain or .gz, as distributed"
+)
+
+DATASETS: dict[str, Source] = {
+    "cifar10": Source(
+        f"the file {CIFAR10.archive} as distributed, or the folder {CIFAR10.folder} from it",
+        partial(_load_cifar, layout=CIFAR10, classes=CIFAR10_CLASSES),
+    ),
+    "cifar100": Source(
+        f"the file {CIFAR100.archive} as distributed, or the folder {CIFAR100.folder} from it",
+        partial(_load_cifar, layout=CIFAR100, classes=CIFAR100_CLASSES),
+    ),
+    "digits": Source("", _load_digits),
+    "fashion_mnist": Source(
+        _IDX_FILES, partial(_load_idx, raw="FashionMNIST/raw", classes=FASHION_CLASSES)
+    ),
+    "image_folder": Source("the images as <split>/<class>/<name>.jpg", _load_folder),
+    "mnist": Source(_IDX_FILES, partial(_load_idx, raw="MNIST/raw", classes=DIGIT_CLASSES)),
+}
+"""The data sets that `load_dataset` knows, by name."""

@@ -1,0 +1,195 @@
+"""From uint8 images to normalised floats: for evaluation, and with augmentation for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spikeformers.data._torchvision import _torchvision
+from spikeformers.errors import InputError
+
+
+class Preprocess:
+    """The evaluation transform: resize, scale to 0..1, normalise.
+
+    `y = (resize(x) / 255 - mean) / std`. The short side is resized to `image_size` (bilinear, with
+    antialiasing), then the centre is cut out. It works on one image and on a batch.
+
+    Args:
+        image_size: Side `S` of the square result, in pixels.
+        mean: Mean of each channel, for values in 0..1.
+        std: Standard deviation of each channel, for values in 0..1.
+        channels: Number of channels `C`.
+
+    Shape:
+        uint8 `[C, H, W]` -> float32 `[C, S, S]`, or with a batch axis `[B, ...]` in front of both.
+
+    Raises:
+        InputError: If an argument does not fit `channels`, or an image is not as described.
+    """
+
+    def __init__(
+        self, image_size: int, mean: Sequence[float], std: Sequence[float], channels: int
+    ) -> None:
+        if image_size < 1:
+            raise InputError(f"image_size is {image_size}, expected at least 1 pixel")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                raise InputError(
+                    f"{name} has {len(values)} values, expected one for each of the {channels} "
+                    "channels"
+                )
+        if min(std) <= 0:
+            raise InputError(f"std is {list(std)}, expected positive values: use 1.0 for no change")
+        self.image_size = image_size
+        self.channels = channels
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform one image or a batch."""
+        return self.normalise(self.resize(images))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Return float32 images of the final size with values in 0..1."""
+        if images.dtype != torch.uint8 or images.ndim not in (3, 4):
+            raise InputError(
+                f"images is {images.dtype} {list(images.shape)}, expected uint8 [C, H, W] or "
+                "[B, C, H, W]: pass the images as read, values 0..255"
+            )
+        if images.shape[-3] != self.channels:
+            raise InputError(
+                f"images has {images.shape[-3]} channels, expected {self.channels}: read the file "
+                f"with read_image(path, channels={self.channels})"
+            )
+        size = self.image_size
+        height, width = images.shape[-2:]
+        short = min(height, width)
+        resized = (size * height // short, size * width // short)
+        pixels = images / 255
+        if resized != (height, width):
+            batch = pixels if pixels.ndim == 4 else pixels[None]
+            batch = F.interpolate(batch, resized, mode="bilinear", antialias=True)
+            pixels = batch if pixels.ndim == 4 else batch[0]
+        if height == width:
+            return pixels
+        top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
+        return pixels[..., top : top + size, left : left + size]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation."""
+        return (images - self.mean) / self.std
+
+
+class Augment:
+    """The training transform: resize, random changes, normalise. Each change is off by default.
+
+    Args:
+        preprocess: The evaluation transform, whose resize and normalisation are used.
+        flip: Mirror left and right, for half of the images.
+        crop_padding: Pad by so many black pixels and cut out a square of the final size.
+        rotate: Rotate by up to so many degrees to either side.
+        translate: Shift by up to this fraction of the size, in both directions.
+        scale: Enlarge or shrink by up to this fraction.
+        rand_augment_ops: Number of RandAugment operations per image.
+        rand_augment_magnitude: Their strength, 0 to 30.
+
+    Shape:
+        uint8 `[C, H, W]` -> float32 `[C, S, S]`.
+
+    Raises:
+        InputError: If a number is out of its range.
+        MissingExtraError: If a change is switched on and torchvision is not installed.
+
+    Reference:
+        RandAugment: Cubuk et al., NeurIPS 2020, arXiv:1909.13719.
+    """
+
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        *,
+        flip: bool = False,
+        crop_padding: int = 0,
+        rotate: float = 0.0,
+        translate: float = 0.0,
+        scale: float = 0.0,
+        rand_augment_ops: int = 0,
+        rand_augment_magnitude: int = 9,
+    ) -> None:
+        _check_range("crop_padding", crop_padding, 0, preprocess.image_size)
+        _check_range("rotate", rotate, 0, 180)
+        _check_range("translate", translate, 0, 1)
+        _check_range("scale", scale, 0, 0.99)
+        _check_range("rand_augment_ops", rand_augment_ops, 0, 100)
+        _check_range("rand_augment_magnitude", rand_augment_magnitude, 0, 30)
+        self.preprocess = preprocess
+        self.flip = flip
+        self.crop_padding = crop_padding
+        self.rotate = rotate
+        self.translate = translate
+        self.scale = scale
+        self.rand_augment_ops = rand_augment_ops
+        self.rand_augment_magnitude = rand_augment_magnitude
+        self._changes = self._build()
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Transform one image; the randomness comes from torch's global generator."""
+        pixels = self.preprocess.resize(image)
+        for change in self._changes:
+            pixels = change(pixels)
+        return self.preprocess.normalise(pixels)
+
+    def _build(self) -> list[Callable[[Tensor], Tensor]]:
+        changes: list[Callable[[Tensor], Tensor]] = []
+        if self.crop_padding:
+            size = self.preprocess.image_size
+            changes.append(_v2().RandomCrop(size, padding=self.crop_padding))
+        if self.flip:
+            changes.append(_v2().RandomHorizontalFlip())
+        if self.rotate or self.translate or self.scale:
+            changes.append(_random_affine(self.rotate, self.translate, self.scale))
+        if self.rand_augment_ops:
+            rand_augment = _v2().RandAugment(
+                self.rand_augment_ops,
+                self.rand_augment_magnitude,
+                interpolation=_v2().InterpolationMode.BILINEAR,
+            )
+            changes.append(rand_augment)
+        return changes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out torchvision's objects: a fresh worker process rebuilds them."""
+        return {name: value for name, value in vars(self).items() if name != "_changes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._changes = self._build()
+
+
+def _v2() -> Any:
+    return _torchvision().transforms.v2
+
+
+def _random_affine(rotate: float, translate: float, scale: float) -> Callable[[Tensor], Tensor]:
+    v2 = _v2()
+    affine = v2.RandomAffine(rotate, translate=(translate, translate), scale=(1 - scale, 1 + scale))
+    bilinear = v2.InterpolationMode.BILINEAR
+
+    def change(image: Tensor) -> Tensor:
+        # Calling `affine` would first search the input for images and look up the kernel, which
+        # takes as long as the kernel itself on a small image.
+        params = affine.make_params([image])
+        changed: Tensor = v2.functional.affine_image(image, **params, interpolation=bilinear)
+        return changed
+
+    return change
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}, expected {low} to {high}")

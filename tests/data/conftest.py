@@ -1,0 +1,13 @@
+import pytest
+
+from tests.data.writers import write_image
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes; the test split has only the second one."""
+    write_image(tmp_path / "train/cat/1.png", (255, 0, 0))
+    write_image(tmp_path / "train/cat/2.png", (200, 0, 0), size=(3, 9))
+    write_image(tmp_path / "train/dog/1.png", (0, 0, 255))
+    write_image(tmp_path / "test/dog/7.png", (0, 0, 200))
+    return tmp_path

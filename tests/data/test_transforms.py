@@ -1,0 +1,177 @@
+import pickle
+import sys
+
+import pytest
+import torch
+
+from spikeformers.data import Augment, Preprocess
+from spikeformers.data._torchvision import _torchvision
+from spikeformers.errors import InputError, MissingExtraError
+
+GREY = dict(mean=(0.5,), std=(0.25,), channels=1)
+EVERY_CHANGE = dict(
+    flip=True,
+    crop_padding=2,
+    rotate=10,
+    translate=0.1,
+    scale=0.1,
+    rand_augment_ops=2,
+    rand_augment_magnitude=5,
+)
+
+
+def random_image(*shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def test_preprocess_scales_and_normalises():
+    image = torch.tensor([[[0, 255], [51, 102]]], dtype=torch.uint8)
+    result = Preprocess(2, **GREY)(image)
+    assert result.dtype == torch.float32
+    expected = torch.tensor([[[-2.0, 2.0], [-1.2, -0.4]]])
+    torch.testing.assert_close(result, expected)
+
+
+def test_preprocess_normalises_each_channel():
+    image = torch.full((3, 4, 4), 255, dtype=torch.uint8)
+    result = Preprocess(4, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 2.0), channels=3)(image)
+    assert result[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 31), (3, 33, 17), (3, 8, 9), (3, 5, 5), (3, 1, 7)])
+def test_preprocess_equals_torchvisions_resize_and_centre_crop(shape):
+    image = random_image(*shape)
+    result = Preprocess(11, mean=(0.0,) * 3, std=(1.0,) * 3, channels=3)(image)
+    v2 = _torchvision().transforms.v2
+    resized = v2.functional.resize(image / 255, 11, antialias=True)
+    assert result.shape == (3, 11, 11)
+    height, width = resized.shape[1:]
+    top, left = (height - 11) // 2, (width - 11) // 2
+    torch.testing.assert_close(result, resized[:, top : top + 11, left : left + 11])
+
+
+def test_preprocess_cuts_the_centre():
+    image = torch.zeros(1, 4, 12, dtype=torch.uint8)
+    image[:, :, 4:8] = 255
+    assert torch.equal(Preprocess(4, **GREY)(image), torch.full((1, 4, 4), 2.0))
+
+
+def test_preprocess_of_a_batch_equals_that_of_its_images():
+    preprocess = Preprocess(8, **GREY)
+    images = random_image(3, 1, 6, 10)
+    one_by_one = torch.stack([preprocess(image) for image in images])
+    torch.testing.assert_close(preprocess(images), one_by_one)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(1, 4, 4), "images is torch.float32 .* expected uint8"),
+        (torch.zeros(4, 4, dtype=torch.uint8), r"\[4, 4\], expected uint8 \[C, H, W\]"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "images has 3 channels, expected 1: read"),
+    ],
+)
+def test_preprocess_refuses_other_images(image, message):
+    with pytest.raises(InputError, match=message):
+        Preprocess(4, **GREY)(image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(image_size=0), "image_size is 0"),
+        (dict(mean=(0.5, 0.5)), "mean has 2 values, expected one for each of the 1 channels"),
+        (dict(std=()), "std has 0 values"),
+        (dict(std=(0.0,)), "std is .* expected positive values"),
+    ],
+)
+def test_preprocess_refuses_wrong_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Preprocess(**{"image_size": 4, **GREY, **arguments})
+
+
+def test_augment_changes_nothing_by_default():
+    preprocess = Preprocess(8, **GREY)
+    image = random_image(1, 6, 10)
+    state = torch.get_rng_state()
+    assert torch.equal(Augment(preprocess)(image), preprocess(image))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["every", *sorted(set(EVERY_CHANGE) - {"rand_augment_magnitude"})])
+def test_augment_keeps_shape_and_range(channels, name):
+    changes = EVERY_CHANGE if name == "every" else {name: EVERY_CHANGE[name]}
+    preprocess = Preprocess(8, (0.0,) * channels, (1.0,) * channels, channels)
+    augment = Augment(preprocess, **changes)
+    image = random_image(channels, 8, 8)
+    torch.manual_seed(0)
+    results = [augment(image) for _ in range(20)]
+    assert any(not torch.equal(result, preprocess(image)) for result in results)
+    for result in results:
+        assert (result.shape, result.dtype) == ((channels, 8, 8), torch.float32)
+        assert result.min() >= 0 and result.max() <= 1 + 1e-6
+
+
+def test_augment_flip_mirrors_half_of_the_images():
+    preprocess = Preprocess(4, **GREY)
+    augment = Augment(preprocess, flip=True)
+    image = random_image(1, 4, 4)
+    torch.manual_seed(0)
+    mirrored = [torch.equal(augment(image), preprocess(image.flip(-1))) for _ in range(200)]
+    assert 70 < sum(mirrored) < 130
+
+
+def test_augment_crop_shifts_by_at_most_the_padding():
+    augment = Augment(Preprocess(9, **GREY), crop_padding=2)
+    image = torch.zeros(1, 9, 9, dtype=torch.uint8)
+    image[0, 4, 4] = 255
+    torch.manual_seed(0)
+    positions = {tuple((augment(image)[0] > 0).nonzero()[0].tolist()) for _ in range(300)}
+    assert positions == {(y, x) for y in range(2, 7) for x in range(2, 7)}
+
+
+def test_augment_rotation_fills_with_black_before_normalisation():
+    augment = Augment(Preprocess(16, **GREY), rotate=45)
+    white = torch.full((1, 16, 16), 255, dtype=torch.uint8)
+    torch.manual_seed(0)
+    results = torch.cat([augment(white) for _ in range(20)])
+    assert results[:, 0, 0].min() == -2.0
+    assert (results[:, 8, 8] == 2.0).all()
+
+
+def test_augment_survives_pickling_without_torchvisions_objects():
+    augment = Augment(Preprocess(8, **GREY), **EVERY_CHANGE)
+    pickled = pickle.dumps(augment)
+    assert b"torchvision" not in pickled.replace(b"_torchvision", b"")
+    image = random_image(1, 8, 8)
+    results = []
+    for transform in (augment, pickle.loads(pickled)):
+        torch.manual_seed(3)
+        results.append(transform(image))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        dict(crop_padding=-1),
+        dict(rotate=-10),
+        dict(rotate=float("nan")),
+        dict(translate=1.5),
+        dict(scale=1.0),
+        dict(rand_augment_ops=-1),
+        dict(rand_augment_magnitude=31),
+    ],
+)
+def test_augment_refuses_values_out_of_range(argument):
+    with pytest.raises(InputError, match=f"{next(iter(argument))} is .* expected 0 to"):
+        Augment(Preprocess(8, **GREY), **argument)
+
+
+def test_augment_without_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    Augment(Preprocess(8, **GREY))
+    with pytest.raises(MissingExtraError, match=r"'torchvision'.*spikeformers\[train\]"):
+        Augment(Preprocess(8, **GREY), flip=True)

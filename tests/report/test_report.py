@@ -1,0 +1,219 @@
+"""The page of a run: complete, self-contained, escaped, reproducible."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from spikeformers.errors import DataError, MissingExtraError
+from spikeformers.report import write_report
+from spikeformers.report.markup import Markup, tag
+from spikeformers.report.tables import confusion, count, duration, facts, percent
+
+EVIL = "<script>alert('x')</script>"
+CLASSES = ["cat", EVIL, "https://example.org/x.png"]
+SECTIONS = (
+    "training",
+    "anytime-accuracy",
+    "firing-rates",
+    "spikes",
+    "predictions",
+    "confusion",
+    "configuration",
+    "environment",
+)
+VOID = {"br", "img", "link", "meta"}
+
+
+class Page(HTMLParser):
+    """Collects the elements and refuses what is not well nested."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self.open = [], "", []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def values(self, name):
+        return [attrs[name] for _, attrs in self.elements if name in attrs]
+
+
+def epoch(number, **changes):
+    fact = {"event": "epoch", "epoch": number, "step": 44 * number, "loss": 2.0 / number}
+    return fact | {"learning_rate": 1e-3, "train_top1": 50.0, "top1": None} | changes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    start = {"event": "start", "model": "spikformer_tiny", "parameters": 1234}
+    start["recipe"] = {"seed": 0, "model": {"name": EVIL, "neuron": {"tau": 2.0}}, "notes": None}
+    start["environment"] = {"torch": "2.13.0", "device": "cpu"}
+    events = [start, epoch(1), epoch(2), epoch(2, loss=0.5, top1=60.0), epoch(3, loss=float("nan"))]
+    lines = [json.dumps(event) for event in events]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event":"epoch","epo']))
+    metrics = {"top1": 66.7, "top1_per_step": [33.3, 66.7], "seconds": 83.4, "epochs": 3}
+    metrics["confusion"] = [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+
+    step = {"classes": [0, 1, 2], "probabilities": [0.5, 0.3, None]}
+    layer = {"rate_per_step": [0.1, 0.3], "never_fired": 0.25, "always_fired": 0.0}
+    inspection = {
+        "timesteps": 2,
+        "classes": CLASSES,
+        "layers": [
+            layer | {"name": "stem.neuron", "neurons": 300, "rate": 0.2},
+            layer | {"name": "head.neuron", "neurons": 100, "rate": 0.0},
+        ],
+        "rasters": [{"layer": "stem.neuron", "neurons": [0, 1, 2], "array": "raster_0"}],
+        "samples": [{"label": k, "steps": [step, step]} for k in range(3)],
+    }
+    (tmp_path / "inspect.json").write_text(json.dumps(inspection))
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "inspect.npz", images=images, raster_0=np.eye(3, 2, dtype=bool))
+    return tmp_path
+
+
+def read(folder):
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_says_what_the_files_say(folder):
+    page = Page(read(folder))
+    assert [attrs["id"] for name, attrs in page.elements if name == "section"] == list(SECTIONS)
+    for text in ("spikformer_tiny", "66.7 %", "1 min 23 s", "15.0 %", "silent", "model.neuron"):
+        assert text in page.text
+    assert sum(name == "svg" for name, _ in page.elements) == 5
+    pictures = [attrs for name, attrs in page.elements if name == "img"]
+    assert len(pictures) == 3 and all(attrs["alt"] for attrs in pictures)
+    verdicts = [attrs["class"] for name, attrs in page.elements if name == "article"]
+    assert verdicts == ["right", "wrong", "wrong"]
+
+
+def test_asks_nobody_for_anything(folder):
+    html = read(folder)
+    page = Page(html)
+    assert "script" not in {name for name, _ in page.elements}
+    addresses = [*page.values("href"), *page.values("src"), *page.values("xlink:href")]
+    assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
+    anchors = [address[1:] for address in addresses if address.startswith("#")]
+    assert set(anchors) <= set(page.values("id"))
+    assert all(css.startswith("#") for css in re.findall(r"url\(([^)]*)\)", html))
+    assert "@import" not in html
+    # The only address on the page is the class that was named like one.
+    assert set(re.findall(r"https?://[^\s<\"]*", html)) == {CLASSES[2]}
+
+
+def test_escapes_what_it_did_not_write(folder):
+    html = read(folder)
+    assert EVIL not in html and "<script" not in html
+    assert EVIL in Page(html).text
+
+
+def test_same_run_same_bytes(folder):
+    before = {path.name for path in folder.iterdir()}
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+    assert {path.name for path in folder.iterdir()} == before | {"report.html"}
+
+
+def test_leaves_matplotlib_as_it_was(folder):
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 31}):
+        large = read(folder)
+        assert matplotlib.rcParams["font.size"] == 31
+    assert large == read(folder)
+
+
+def test_names_the_broken_off_line(folder):
+    assert "cut off and left out: 1." in read(folder)
+    log = folder / "log.jsonl"
+    log.write_text("\n".join(log.read_text().splitlines()[:-1]))
+    assert "cut off and left out" not in read(folder)
+
+
+def test_without_inspection(folder):
+    (folder / "inspect.npz").unlink()
+    html = read(folder)
+    assert html.count("spikeformers.inspect.gather writes them") == 3
+    assert "<article" not in html and Page(html)
+
+
+def test_unknown_numbers_are_dashes(folder):
+    (folder / "log.jsonl").write_text("")
+    (folder / "metrics.json").write_text('{"top1": null}')
+    (folder / "inspect.json").unlink()
+    page = Page(read(folder))
+    assert page.text.count("–") == 4  # noqa: RUF001
+    assert "unnamed model" in page.text and "no finished epoch" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.jsonl", None, "has no log.jsonl"),
+        ("metrics.json", None, "has no metrics.json"),
+        ("metrics.json", "{", "is not JSON"),
+        ("metrics.json", "[]", "expected an object"),
+        ("inspect.npz", "torn", "is damaged"),
+    ],
+)
+def test_damage_is_one_sentence(folder, name, content, message):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(DataError, match="no run folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_without_matplotlib(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"spikeformers\[train\]"):
+        write_report(folder)
+
+
+def test_many_classes_become_an_image():
+    assert confusion(np.eye(30).tolist(), [str(k) for k in range(30)]).count("<img") == 1
+    assert confusion(np.eye(3).tolist(), list("abc")).count("<tr") == 4
+
+
+def test_formats():
+    assert [percent(97.84), percent(None), percent(float("nan"))] == ["97.8 %", "–", "not finite"]  # noqa: RUF001
+    assert count(195402) == "195\u202f402"
+    assert [duration(s) for s in (8.44, 59.99, 125, 7500)] == [
+        "8.4 s",
+        "60.0 s",
+        "2 min 05 s",
+        "2 h 05 min",
+    ]
+    table = facts({"a": True, "b": {"c": [1, "x"], "d": {}}, "e": None})
+    assert re.findall(r"<td>(.*?)</td>", table) == ["yes", "–", "1, x", "–"]  # noqa: RUF001
+
+
+def test_text_is_escaped_unless_it_is_markup():
+    assert tag("a", "<", Markup("<b>"), title='"') == '<a title="&quot;">&lt;<b></a>'
+    assert tag("img", alt=None) == "<img>"
