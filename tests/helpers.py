@@ -93,6 +93,8 @@ def enliven(module: Module, seed: int = 0) -> Module:
                 part.weight.copy_(
                     2 / math.sqrt(fan_in) * randn(*part.weight.shape, seed=next(counter))
                 )
+                if part.bias is not None:
+                    part.bias.copy_(0.3 * randn(*part.bias.shape, seed=next(counter)))
     return module
 
 
@@ -168,5 +170,3 @@ def leaky(
 def integrate(v: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Charge an IF neuron."""
     return v + x
-
-

@@ -29,7 +29,9 @@ def step(norm: nn.Module, x: Tensor) -> tuple[Any, ...]:
     return y, grads, statistics(norm)
 
 
-@pytest.mark.parametrize("options", [{}, dict(momentum=0.3, eps=1e-2)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, dict(momentum=0.3, eps=1e-2), dict(momentum=None)], ids=str
+)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_pytorch(shape: tuple[int, ...], training: bool, options: dict[str, Any]) -> None:

@@ -296,9 +296,7 @@ def test_channels_have_their_own_decay_and_threshold() -> None:
     v_threshold = torch.tensor([0.3, 1.0, 0.6], dtype=x.dtype)
     spikes, v = lif(x, decay=decay, v_threshold=v_threshold)
     for c in range(3):
-        own, own_v = lif(
-            x[:, :, c], decay=decay[c].item(), v_threshold=v_threshold[c].item()
-        )
+        own, own_v = lif(x[:, :, c], decay=decay[c].item(), v_threshold=v_threshold[c].item())
         assert torch.equal(spikes[:, :, c], own)
         assert torch.equal(v[:, c], own_v)
 
@@ -404,9 +402,7 @@ def test_exports_as_one_node_per_neuron() -> None:
     assert torch.equal(exported.module()(x), model(x))
 
 
-@pytest.mark.parametrize(
-    "shape", [(4, 5), (4, 5, 2), (4, 5, 2, 3), (4, 5, 2, 3, 2)], ids=str
-)
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 2), (4, 5, 2, 3), (4, 5, 2, 3, 2)], ids=str)
 def test_vmap_over_any_axis_equals_a_loop(shape: tuple[int, ...]) -> None:
     x = 2 * randn(*shape, seed=1)
     for axis in range(len(shape)):

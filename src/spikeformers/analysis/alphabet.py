@@ -2,7 +2,7 @@
 
 Every value gets an `Alphabet` (or `ANALOG`) and an origin. The table `RULES` says how each operator
 of PyTorch turns the alphabets of its operands into that of its result; our own ops declare theirs
-in `ops.OUTPUT_ALPHABETS`. What stands in neither table is analog and listed as unknown.
+in `ops.OUTPUT_ALPHABETS`. What stands in neither table is analog (`None`) and listed as unknown.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Value:
         """Write `weights`, `image`, `{0,1}` or `analog`."""
         if self.origin is not Origin.SIGNAL:
             return self.origin.value
-        return "analog" if self.alphabet is ANALOG else str(self.alphabet)
+        return "analog" if self.alphabet is None else str(self.alphabet)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def _transfer(node: Node, facts: Facts) -> Value | tuple[Value, ...]:
     name = op_name(node)
     if name == "getitem":
         container = facts.values[node.all_input_nodes[0]]
-        return container[node.args[1]] if isinstance(container, tuple) else container
+        index: Any = node.args[1]
+        return container[index] if isinstance(container, tuple) else container
     if name in OUTPUT_ALPHABETS:
         outputs = OUTPUT_ALPHABETS[name](*node.args, **node.kwargs)
         values = tuple(Value(Origin.SIGNAL, alphabet) for alphabet in outputs)
@@ -108,10 +109,11 @@ def _origin(node: Node, args: Sequence[Any], operands: Sequence[Value]) -> Origi
     name = op_name(node)
     if Origin.SIGNAL in origins or name in MAXIMA:
         return Origin.SIGNAL
-    # The product of two images is not affine, nor is a quotient by one.
-    is_bilinear = name in PRODUCTS and origins.count(Origin.IMAGE) > 1
-    is_quotient = name == "aten::div" and _is(args[1], Origin.IMAGE)
-    return Origin.SIGNAL if is_bilinear or is_quotient else Origin.IMAGE
+    # The product of the image with itself is not affine, nor is a quotient by it.
+    by_image = name in PRODUCTS and _is(args[1], Origin.IMAGE)
+    if by_image and (name == "aten::div" or _is(args[0], Origin.IMAGE)):
+        return Origin.SIGNAL
+    return Origin.IMAGE
 
 
 def _is(operand: Any, origin: Origin) -> bool:
@@ -136,16 +138,18 @@ def _of(operand: Any) -> Alphabet | None:
 
 
 def _fixed(operand: Any) -> float | None:
-    """Return the number that an operand is known to be, if it is."""
+    """Return the number that a constant operand is known to be, if it is."""
     alphabet = _of(operand)
-    if alphabet is ANALOG or alphabet.scale is None or alphabet.low != alphabet.high:
+    if isinstance(operand, Value) and operand.origin is not Origin.CONSTANT:
+        return None
+    if alphabet is None or alphabet.scale is None or alphabet.low != alphabet.high:
         return None
     return alphabet.low * alphabet.scale
 
 
 def _alike(a: Alphabet | None, b: Alphabet | None) -> tuple[Alphabet, Alphabet] | None:
     """Write two alphabets with one scale; a constant adapts to the other. `None`: impossible."""
-    if a is ANALOG or b is ANALOG or a.scale is None or b.scale is None:
+    if a is None or b is None or a.scale is None or b.scale is None:
         return None
     if math.isclose(a.scale, b.scale):
         return a, b
@@ -173,7 +177,7 @@ def _hull(a: Alphabet | None, b: Alphabet | None) -> Alphabet | None:
 
 
 def _times(a: Alphabet | None, b: Alphabet | None) -> Alphabet | None:
-    if a is ANALOG or b is ANALOG:
+    if a is None or b is None:
         return ANALOG
     corners = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
     scale = None if a.scale is None or b.scale is None else a.scale * b.scale
@@ -182,7 +186,7 @@ def _times(a: Alphabet | None, b: Alphabet | None) -> Alphabet | None:
 
 def _total(a: Alphabet | None, n: int) -> Alphabet | None:
     """Return the alphabet of a sum of `n` values."""
-    return ANALOG if a is ANALOG else replace(a, low=n * a.low, high=n * a.high)
+    return ANALOG if a is None else replace(a, low=n * a.low, high=n * a.high)
 
 
 # The rules take the node and its arguments, tensors as `Value`, and return the result's alphabet.
@@ -193,7 +197,7 @@ def _uncovered(*_: Any, **__: Any) -> Alphabet | None:
 
 
 def _keep(_: Node, x: Value, *__: Any, **options: Any) -> Alphabet | None:
-    if not options.get("dtype", torch.float32).is_floating_point:
+    if not (options.get("dtype") or torch.float32).is_floating_point:
         raise _Uncovered
     return x.alphabet
 
@@ -226,14 +230,14 @@ def _neg(_: Node, a: Any) -> Alphabet | None:
 
 def _relu(_: Node, x: Value) -> Alphabet | None:
     a = x.alphabet
-    if a is ANALOG or a.scale is None:
+    if a is None or a.scale is None:
         return ANALOG
     return replace(a, low=max(a.low, 0), high=max(a.high, 0))
 
 
 def _mul(node: Node, a: Any, b: Any) -> Alphabet | None:
     for values, factor, argument in ((_of(a), b, node.args[1]), (_of(b), a, node.args[0])):
-        if values is not ANALOG and _is_learned_scalar(factor, argument):
+        if values is not None and _is_learned_scalar(factor, argument):
             return replace(values, scale=None)
     return _times(_of(a), _of(b))
 
@@ -242,13 +246,13 @@ def _div(node: Node, a: Any, b: Any, rounding_mode: str | None = None) -> Alphab
     if rounding_mode is not None:
         raise _Uncovered
     values = _of(a)
-    if values is not ANALOG and _is_learned_scalar(b, node.args[1]):
+    if values is not None and _is_learned_scalar(b, node.args[1]):
         return replace(values, scale=None)
     return _times(values, _number(1 / divisor)) if (divisor := _fixed(b)) else ANALOG
 
 
 def _is_learned_scalar(operand: Any, argument: Any) -> bool:
-    is_weight = _is(operand, Origin.CONSTANT) and operand.alphabet is ANALOG
+    is_weight = _is(operand, Origin.CONSTANT) and operand.alphabet is None
     return is_weight and _shape(argument).numel() == 1
 
 
@@ -309,9 +313,8 @@ def _shape(argument: Any) -> torch.Size:
 def _averaged(node: Node) -> int:
     """Return how many values a sum, mean or pooling combines into each result."""
     if op_name(node) == "aten::avg_pool2d":
-        kernel = node.args[1]
-        assert isinstance(kernel, list | tuple)
-        return math.prod(kernel * 2 if len(kernel) == 1 else kernel)  # type: ignore[arg-type]
+        kernel: Any = node.args[1]
+        return math.prod(kernel * 2 if len(kernel) == 1 else kernel)
     return _shape(node.args[0]).numel() // max(_shape(node).numel(), 1)
 
 
@@ -322,8 +325,8 @@ def _table(rule: Callable[..., Alphabet | None], names: str) -> dict[str, Any]:
 KEEPING = _table(
     _keep,
     "view _unsafe_view reshape flatten unflatten permute transpose t expand repeat squeeze "
-    "unsqueeze select slice split split_with_sizes unbind index_select flip roll clone alias detach "
-    "_to_copy lift_fresh_copy upsample_nearest2d pixel_shuffle pixel_unshuffle",
+    "unsqueeze select slice split split_with_sizes unbind index_select flip roll clone alias "
+    "detach _to_copy lift_fresh_copy upsample_nearest2d pixel_shuffle pixel_unshuffle",
 )
 MAXIMA = _table(_keep, "max_pool1d max_pool2d max_pool3d amax") | _table(_relu, "relu")
 AVERAGES = _table(_mean, "mean") | {

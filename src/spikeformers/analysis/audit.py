@@ -19,7 +19,6 @@ arithmetic; in floating point it rounds unless the factor is a power of two.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ from spikeformers.analysis.capture import Graph, capture, op_name
 from spikeformers.layers import fold
 from spikeformers.neurons import AcrossBatch
 from spikeformers.ops import OUTPUT_ALPHABETS
-from spikeformers.types import ANALOG
+from spikeformers.types import Alphabet
 
 __all__ = ["Report", "Row", "audit"]
 
@@ -91,7 +90,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """ "strictly spike-driven", "spike-driven" or "not spike-driven"."""
+        """Return "strictly spike-driven", "spike-driven" or "not spike-driven"."""
         found = {row.verdict for row in self.rows}
         if not self.neurons or found & {"MAC", "MACint"}:
             return "not spike-driven"
@@ -149,42 +148,45 @@ def _is_neuron(node: Node) -> bool:
     return op_name(node) in OUTPUT_ALPHABETS
 
 
-def _is_small(value: Value) -> bool:
-    return value.alphabet is not ANALOG and -1 <= value.alphabet.low <= value.alphabet.high <= 1
+def _short_name(node: Node) -> str:
+    return op_name(node).rpartition("::")[2]
+
+
+def _operands(node: Node) -> list[Node]:
+    """Return the tensors a product takes, one twice if it meets itself."""
+    return [argument for argument in node.args if isinstance(argument, Node)]
+
+
+def _joined(found: list[list[str] | None]) -> list[str] | None:
+    """Return all places, or `None` if one is missing."""
+    return None if None in found else [place for places in found for place in places or []]
+
+
+def _is_small(alphabet: Alphabet | None) -> bool:
+    return alphabet is not None and -1 <= alphabet.low <= alphabet.high <= 1
 
 
 def _judge(op: str, a: Value, b: Value) -> tuple[str, str]:
-    """Return verdict and reason of the product of two operands; constants come second."""
-    is_elementwise = op in ELEMENTWISE
-    small, analog = _is_small(a) or _is_small(b), a.alphabet is ANALOG
+    """Return verdict and reason of a product; constants come second, analog reasons come later."""
+    is_small = _is_small(a.alphabet) or _is_small(b.alphabet)
     if b.origin is Origin.CONSTANT:
+        is_small = _is_small(a.alphabet)
         if a.origin is Origin.IMAGE:
             return "encode", "affine in the image"
-        if analog:
-            return "MAC", ""
-        if small:
-            return ("mask", _MASK) if is_elementwise else ("AC", _additions(a))
-        return "ACx", _additions(a)
-    if op == "aten::div":
+    elif op == "aten::div":
         return "MAC", "a division by a signal"
-    if is_elementwise and small:
-        return "mask", _MASK
-    if analog or b.alphabet is ANALOG:
+    if op in ELEMENTWISE and is_small:
+        return "mask", "a factor of 0 and 1 (or a sign) keeps or drops"
+    if a.alphabet is None or (b.alphabet is None and b.origin is not Origin.CONSTANT):
         return "MAC", ""
-    if small:
-        return "AC", "spikes select the integers to add"
-    return "MACint", "both operands are integers"
-
-
-_MASK = "a factor of 0 and 1 (or a sign) keeps or drops"
-
-
-def _additions(value: Value) -> str:
-    alphabet = value.alphabet
-    assert alphabet is not ANALOG
-    most = max(-alphabet.low, alphabet.high)
-    sign = "signed " if alphabet.low < 0 else ""
-    return f"one {sign}addition per spike" if most <= 1 else f"up to {most} {sign}additions"
+    if b.origin is not Origin.CONSTANT:
+        integers = ("MACint", "both operands are integers")
+        return ("AC", "spikes select the integers to add") if is_small else integers
+    most = max(-a.alphabet.low, a.alphabet.high)
+    sign = "signed " if a.alphabet.low < 0 else ""
+    if is_small:
+        return "AC", f"one {sign}addition per spike"
+    return "ACx", f"up to {most} {sign}additions per value"
 
 
 class _Reader:
@@ -207,8 +209,8 @@ class _Reader:
             return self._factor_row(node, factor)
         if op not in PRODUCTS:
             return None
-        # Without a second tensor the node is a norm without gain: its statistics are the weights.
-        inputs = [*node.all_input_nodes[:2], None][:2]
+        # A norm without gain has no second tensor; its statistics are the weights.
+        inputs = [*_operands(node), None][:2]
         a, b = (self.value(operand) for operand in inputs)
         if a.origin is Origin.CONSTANT and op != "aten::div":
             a, b, inputs = b, a, inputs[::-1]
@@ -221,8 +223,7 @@ class _Reader:
         return value if isinstance(value, Value) else Value(Origin.SIGNAL)
 
     def _row(self, node: Node, operands: list[Any], verdict: str, reason: str) -> Row:
-        op = op_name(node).rpartition("::")[2]
-        path = self.graph.path(node)
+        path, op = self.graph.path(node), _short_name(node)
         return Row(path, op, tuple(map(str, operands)), verdict, reason, node.name)
 
     def _factor_row(self, node: Node, factor: float) -> Row | None:
@@ -233,10 +234,9 @@ class _Reader:
         places = self._behind(node) if factor > 0 else None
         places = self._before(operand, node) if places is None else places
         if places is not None:
-            op = op_name(node).rpartition("::")[2]
-            goal = ", ".join(dict.fromkeys(places)) or "nothing, for nobody reads it"
-            path = self.graph.path(node) or "(model)"
-            self.merged.append(f"{path}: the factor {factor:g} of {op} merges into {goal}")
+            goal = " and ".join(dict.fromkeys(places)) or "nothing, for nobody reads it"
+            what = f"the factor {factor:g} of {_short_name(node)}"
+            self.merged.append(f"{self.graph.path(node) or '(model)'}: {what} merges into {goal}")
             return None
         # The alphabet behind the node holds the integers that the number multiplies.
         verdict, reason = _judge(op_name(node), self.value(node), WEIGHTS)
@@ -248,13 +248,7 @@ class _Reader:
 
     def _behind(self, node: Node) -> list[str] | None:
         """Name what absorbs a positive factor of `node` behind it; `None` if a reader cannot."""
-        places: list[str] = []
-        for user in node.users:
-            found = self._absorbed_by(user, node)
-            if found is None:
-                return None
-            places += found
-        return places
+        return _joined([self._absorbed_by(user, node) for user in node.users])
 
     def _absorbed_by(self, user: Node, node: Node) -> list[str] | None:
         op, path = op_name(user), self.graph.path(user)
@@ -263,7 +257,7 @@ class _Reader:
         if op in PRODUCTS and self._is_synapse(user):
             return [f"the weights of {path}"]
         # An alphabet carries the factor on as its scale.
-        is_tracked = isinstance(value := self.facts.values.get(user), Value) and value.alphabet
+        is_tracked = self.value(user).alphabet is not None
         if is_tracked or op in HOMOGENEOUS or constant_factor(user, self.facts) is not None:
             return self._behind(user)
         return None
@@ -279,35 +273,33 @@ class _Reader:
             return [f"the weights of {self.graph.path(node)}"]
         if op not in HOMOGENEOUS - MAXIMA.keys() and op not in SUMS:
             return None
-        found = [self._before(operand, node) for operand in node.all_input_nodes]
-        return None if None in found else [place for places in found for place in places or []]
+        return _joined([self._before(operand, node) for operand in node.all_input_nodes])
 
     def _is_synapse(self, node: Node) -> bool:
         """Whether a product has weights on one side, so that they can take a factor."""
-        is_known = constant_factor(node, self.facts) is None
-        return is_known and sum(not self._is_constant(n) for n in node.all_input_nodes) == 1
+        signals = [operand for operand in _operands(node) if not self._is_constant(operand)]
+        return len(signals) == 1 and constant_factor(node, self.facts) is None
 
     def _why_analog(self, operands: list[Node | None]) -> str:
         """Walk back from an analog operand to the node where analog values come from."""
-        node: Node | None = next(n for n in operands if self._is_analog(n))
-        while node is not None:
+        analog = [n for n in operands if n is not None and self._is_analog(n)]
+        while analog:
+            # Of a sum, the last operand: the branch rather than the trunk.
+            node = analog[-1]
             op, path = op_name(node), self.graph.path(node) or "(model)"
             if node.op == "placeholder":
                 return "no neuron stands between the image and it"
             if _is_neuron(node):
                 return f"it reads the membrane of {path}"
-            if node in self.facts.unknown or (op in PRODUCTS and self._is_synapse(node)):
-                return f"no neuron stands between {path} ({op.rpartition('::')[2]}) and it"
-            # Of a sum, the last operand: the branch rather than the trunk.
-            node, last = (
-                next((n for n in reversed(node.all_input_nodes) if self._is_analog(n)), None),
-                node,
-            )
-        return f"values of different scales meet in {op_name(last)} at {path}"
+            multiplies = op in PRODUCTS and constant_factor(node, self.facts) is None
+            if multiplies or node in self.facts.unknown:
+                return f"no neuron stands between {path} ({_short_name(node)}) and it"
+            analog = [n for n in node.all_input_nodes if self._is_analog(n)]
+        return f"different scales meet at {path} ({_short_name(node)})"
 
-    def _is_analog(self, node: Node | None) -> bool:
+    def _is_analog(self, node: Node) -> bool:
         value = self.value(node)
-        return value.origin is not Origin.CONSTANT and value.alphabet is ANALOG
+        return value.origin is not Origin.CONSTANT and value.alphabet is None
 
 
 def _scales_with_threshold(neuron: Node, current: Node) -> bool:
@@ -315,5 +307,5 @@ def _scales_with_threshold(neuron: Node, current: Node) -> bool:
     names = [argument.name for argument in neuron.target._schema.arguments]  # type: ignore[union-attr]
     arguments = {**dict(zip(names, neuron.args, strict=False)), **neuron.kwargs}
     is_at_rest_0 = arguments.get("v0") is None and arguments.get("v_reset", 1) in (0.0, None)
-    reads_spikes_only = all(user.args[1] == 0 for user in neuron.users)
+    reads_spikes_only = all(user.args[1:] in ((), (0,)) for user in neuron.users)
     return arguments["x"] is current and is_at_rest_0 and reads_spikes_only

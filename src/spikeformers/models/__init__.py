@@ -3,6 +3,7 @@
 from spikeformers.models import meta_spikeformer as _meta_spikeformer  # noqa: F401 - registers
 from spikeformers.models._backbone import Backbone, Stage
 from spikeformers.models._official import from_official, official_names, to_official
+from spikeformers.models._pickles import read_official_file
 from spikeformers.models._registry import (
     ModelConfig,
     create_model,
@@ -31,6 +32,7 @@ __all__ = [
     "official_names",
     "part",
     "read_checkpoint",
+    "read_official_file",
     "rebuild_model",
     "register",
     "save_model",

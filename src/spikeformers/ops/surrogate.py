@@ -30,7 +30,7 @@ def rectangle(u: Tensor, alpha: float) -> Tensor:
 
 
 def tanh(u: Tensor, alpha: float) -> Tensor:
-    """STMixer's window, 0 where `|u| > 1`: `alpha (1 - tanh(alpha u)^2) / (2 tanh(alpha))`; 2.5."""
+    """`alpha (1 - tanh^2(alpha u)) / (2 tanh alpha)` where `|u| <= 1`, else 0; STMixer's, 2.5."""
     inside = (u.abs() <= 1).to(u.dtype)
     return inside * alpha * (1 - torch.tanh(alpha * u) ** 2) / (2 * math.tanh(alpha))
 

@@ -1,13 +1,25 @@
 """Classification: encode images into time, read scores out over time, cross entropy, accuracy."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikeformers.data import direct
 from spikeformers.types import Outputs
+
+
+class Model(Protocol):
+    """What a task needs of a model."""
+
+    def __call__(self, x: Tensor) -> Any:
+        """Return per-step scores `[T, B, K]`, or `Outputs` in training."""
+        ...
+
+    def readout(self, y: Tensor) -> Tensor:
+        """Return scores `[B, K]` of per-step scores."""
+        ...
 
 
 class Classification:
@@ -22,7 +34,7 @@ class Classification:
         self.timesteps = timesteps
         self.label_smoothing = label_smoothing
 
-    def step(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def step(self, model: Model, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the loss to optimise and what is worth logging.
 
         Further heads of the model, if it has any, learn the same labels; the loss is the mean.
@@ -36,14 +48,13 @@ class Classification:
         heads = [y.logits, *y.aux.values()] if isinstance(y, Outputs) else [y]
         scores = [model.readout(head).float() for head in heads]
         losses = [
-            F.cross_entropy(score, labels, label_smoothing=self.label_smoothing)
-            for score in scores
+            F.cross_entropy(score, labels, label_smoothing=self.label_smoothing) for score in scores
         ]
         hits = (scores[0].argmax(1) == labels).sum()
         return {"loss": torch.stack(losses).mean(), "hits": hits.detach()}
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+    def predict(self, model: Model, images: Tensor) -> Tensor:
         """Return the scores `[T, B, K]` read out after 1, 2, ..., T steps; the last ones count.
 
         Args:
@@ -79,9 +90,7 @@ class Accuracy:
         best = scores[-1].topk(min(5, scores.shape[2])).indices
         self.top5_hits += int((best == labels[:, None]).sum())
         self.loss += F.cross_entropy(scores[-1], labels, reduction="sum").item()
-        self.confusion.index_put_(
-            (labels, best[:, 0]), torch.ones_like(labels), accumulate=True
-        )
+        self.confusion.index_put_((labels, best[:, 0]), torch.ones_like(labels), accumulate=True)
 
     def compute(self) -> dict[str, Any]:
         """Return percentages, the mean loss and the confusion matrix (row: true class)."""

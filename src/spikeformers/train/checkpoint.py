@@ -4,7 +4,9 @@
 stand under `model.`, so that it loads like any other checkpoint.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,30 @@ _OPTIMIZER = "optimizer."
 _FREE = {"out", "data.root", "data.workers"}
 
 
-def save_best(path: Path, model: Backbone, recipe: Recipe, position: Mapping[str, Any]) -> None:
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: Finished epochs.
+        best_epoch: Epoch of the best held-out accuracy so far.
+        top1: That accuracy, in percent.
+        top1_last: The held-out accuracy that was measured last.
+        seconds: Time spent training, over all sessions.
+        classes: Names of the classes.
+    """
+
+    classes: list[str]
+    epoch: int = 0
+    best_epoch: int = 0
+    top1: float | None = None
+    top1_last: float | None = None
+    seconds: float = 0.0
+
+
+def save_best(path: Path, model: Backbone, recipe: Recipe, progress: Progress) -> None:
     """Write the weights alone, with the recipe that made them."""
-    header = {**describe_model(model), "recipe": recipe.as_dict(), **position}
-    write_checkpoint(path, model.state_dict(), header)
+    write_checkpoint(path, model.state_dict(), _header(model, recipe, progress))
 
 
 def save_last(
@@ -33,19 +55,27 @@ def save_last(
     model: Backbone,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
-    position: Mapping[str, Any],
+    progress: Progress,
 ) -> None:
     """Write everything that the next epoch needs."""
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"{_OPTIMIZER}{key}": t for key, t in _optimizer_tensors(model, optimizer).items()}
-    header = {**describe_model(model), "recipe": recipe.as_dict(), **position}
-    write_checkpoint(path, tensors, {**header, "model_prefix": _MODEL})
+    header = {**_header(model, recipe, progress), "model_prefix": _MODEL}
+    write_checkpoint(path, tensors, header)
+
+
+def _header(model: Backbone, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    return {
+        **describe_model(model),
+        "recipe": recipe.as_dict(),
+        "progress": dataclasses.asdict(progress),
+    }
 
 
 def resume(
     path: Path, model: Backbone, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> dict[str, Any]:
-    """Fill model and optimiser from `last.safetensors` and return the position.
+) -> Progress:
+    """Fill model and optimiser from `last.safetensors` and return the progress.
 
     Raises:
         ConfigError: If the checkpoint was made by a recipe that trains differently.
@@ -73,7 +103,7 @@ def resume(
                 }
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error}, so training cannot resume from it") from error
-    return header
+    return Progress(**header["progress"])
 
 
 def _optimizer_tensors(model: Backbone, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

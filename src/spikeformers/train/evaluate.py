@@ -1,11 +1,9 @@
 """From a recipe to the objects it names, and from a model to its figures."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from spikeformers.data import Augment, ImageDataset, Preprocess, epoch_batches, load_dataset
 from spikeformers.errors import CheckpointError, ConfigError
@@ -61,7 +59,7 @@ def augmentation(data: DataSection, preprocess: Preprocess) -> Augment:
 
 
 def evaluate(
-    model: nn.Module,
+    model: Backbone,
     dataset: ImageDataset,
     preprocess: Preprocess,
     task: Classification,
@@ -89,8 +87,8 @@ def evaluate(
     return metric.compute()
 
 
-def load_trained(path: str | Path) -> tuple[Backbone, Recipe, Mapping[str, Any]]:
-    """Return the model of a training checkpoint, its recipe and the file's header.
+def load_trained(path: str | Path) -> tuple[Backbone, Recipe, list[str]]:
+    """Return the model of a training checkpoint, its recipe and the names of its classes.
 
     Raises:
         CheckpointError: If the file is damaged or holds weights without a recipe.
@@ -99,7 +97,7 @@ def load_trained(path: str | Path) -> tuple[Backbone, Recipe, Mapping[str, Any]]
     header = read_checkpoint(path)[1]
     if "recipe" not in header:
         raise CheckpointError(f"{path} holds a model without a recipe: it was not made by training")
-    return model, recipe_from_dict(header["recipe"]), header
+    return model, recipe_from_dict(header["recipe"]), header["progress"]["classes"]
 
 
 def evaluate_checkpoint(

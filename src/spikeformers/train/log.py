@@ -13,15 +13,23 @@ import spikeformers
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the hardware that a measured number depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "spikeformers": spikeformers.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device.type,
-        "device_name": name or platform.machine(),
+        "device_name": name,
         "threads": torch.get_num_threads(),
     }
+
+
+def _cpu_name() -> str:
+    """Return the processor's model name; only Linux tells it in words."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -59,4 +67,4 @@ def _belongs(line: str, epochs: int) -> bool:
         entry = json.loads(line)
     except json.JSONDecodeError:
         return False
-    return entry.get("event") == "start" or entry.get("epoch", epochs + 1) <= epochs
+    return bool(entry.get("event") == "start" or entry.get("epoch", epochs + 1) <= epochs)

@@ -7,6 +7,7 @@ it goes on where it stopped. All randomness is a pure function of (seed, epoch, 
 and of (seed, step) in the model, so nothing of it needs saving.
 """
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from spikeformers.data import epoch_batches, load_dataset
 from spikeformers.errors import MissingExtraError, TrainingError
 from spikeformers.models import load_model
 from spikeformers.tasks import Classification
-from spikeformers.train.checkpoint import resume, save_best, save_last
+from spikeformers.train.checkpoint import Progress, resume, save_best, save_last
 from spikeformers.train.evaluate import (
     augmentation,
     build_model,
@@ -49,18 +50,18 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
     preprocess = preprocessing(recipe.data, train_set.channels)
     augment = augmentation(recipe.data, preprocess)
     model = build_model(recipe, train_set).to(where)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
     task = Classification(settings.timesteps, settings.label_smoothing)
 
     out.mkdir(parents=True, exist_ok=True)
     last, best = out / "last.safetensors", out / "best.safetensors"
-    position = {"epoch": 0, "top1": 0.0, "best_epoch": 0, "top1_last": 0.0, "seconds": 0.0}
+    done = Progress(list(train_set.classes))
     if last.exists():
-        header = resume(last, model, optimizer, recipe)
-        position = {key: header[key] for key in position}
-    log = Log(out / "log.jsonl", epochs=position["epoch"])
+        done = resume(last, model, optimizer, recipe)
+    log = Log(out / "log.jsonl", epochs=done.epoch)
     parameters = sum(p.numel() for p in model.parameters())
-    if position["epoch"] == 0:
+    if done.epoch == 0:
         log.write(
             event="start",
             model=recipe.model.name,
@@ -72,8 +73,8 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
     steps_per_epoch = len(train_set) // settings.batch_size
     steps = settings.epochs * steps_per_epoch
     warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-    bar = progress_bar(steps * settings.batch_size, position["epoch"] / settings.epochs)
-    for epoch in range(position["epoch"] + 1, settings.epochs + 1):
+    bar = progress_bar(steps * settings.batch_size, done.epoch / settings.epochs)
+    for epoch in range(done.epoch + 1, settings.epochs + 1):
         start, loss_sum, hits, seen = time.perf_counter(), 0.0, 0, 0
         batches = epoch_batches(
             train_set,
@@ -100,7 +101,7 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
                     f"train.learning_rate; the last good checkpoint is {last}"
                 )
             optimizer.zero_grad()
-            result["loss"].backward()
+            torch.autograd.backward(result["loss"])
             if settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
@@ -108,16 +109,14 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
             seen += len(labels)
             bar.update(len(labels))
 
-        seconds = time.perf_counter() - start
-        position |= {"epoch": epoch, "seconds": position["seconds"] + seconds}
-        top1 = None
+        seconds, top1 = time.perf_counter() - start, None
+        done.epoch, done.seconds = epoch, done.seconds + seconds
         if epoch % settings.evaluate_every == 0 or epoch == settings.epochs:
             top1 = evaluate(model, test_set, preprocess, task, workers=recipe.data.workers)["top1"]
-            position["top1_last"] = top1
-            if position["best_epoch"] == 0 or top1 > position["top1"]:
-                position |= {"top1": top1, "best_epoch": epoch}
-                save_best(best, model, recipe, position)
-        save_last(last, model, optimizer, recipe, position)
+            done.top1_last = top1
+            if done.top1 is None or top1 > done.top1:
+                done.top1, done.best_epoch = top1, epoch
+                save_best(best, model, recipe, done)
         log.write(
             event="epoch",
             epoch=epoch,
@@ -129,11 +128,17 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
             images_per_second=seen / seconds,
             seconds=seconds,
         )
-        bar.set_postfix(epoch=f"{epoch}/{settings.epochs}", top1=position["top1_last"])
+        save_last(last, model, optimizer, recipe, done)
+        bar.set_postfix(epoch=f"{epoch}/{settings.epochs}", top1=done.top1_last)
     bar.close()
 
     figures = evaluate(load_model(best).to(where), test_set, preprocess, task)
-    metrics = {**figures, **position, "parameters": parameters, "model": recipe.model.name}
+    metrics = {
+        **dataclasses.asdict(done),
+        **figures,
+        "model": recipe.model.name,
+        "parameters": parameters,
+    }
     write_json(out / "metrics.json", metrics)
     return metrics
 

@@ -95,8 +95,9 @@ class Recipe:
 def list_recipes() -> list[str]:
     """Return the names of the recipes that come with the library."""
     folder = resources.files("spikeformers") / "recipes"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir()
-                  if file.name.endswith(".yaml"))
+    return sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -153,7 +154,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     section = content
     for name in path:
         section = section.get(name) if isinstance(section, dict) else None  # type: ignore[assignment]
-    if not isinstance(section, dict) or (last not in section and path[:2] != ["model", "overrides"]):
+    if not isinstance(section, dict) or (
+        last not in section and path[:2] != ["model", "overrides"]
+    ):
         raise ConfigError(f"there is no recipe key {key!r}{_nearest(key, _keys(Recipe))}")
     section[last] = yaml.safe_load(value)
 
@@ -180,7 +183,8 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
         for key in hints:
             if key not in value:
                 raise ConfigError(f"the recipe lacks the key '{dot}{key}'")
-        return kind(**{k: _parse(hints[k], v, f"{dot}{k}") for k, v in value.items()})
+        section: Any = kind
+        return section(**{k: _parse(hints[k], v, f"{dot}{k}") for k, v in value.items()})
     if isinstance(kind, types.UnionType):
         if value is None:
             return None

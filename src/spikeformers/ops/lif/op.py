@@ -218,13 +218,19 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, v0, decay, v_threshold, *ctx.options = inputs
+    # Zeros for the gradients of `h`, which nobody has, would cost as much as a time step.
+    ctx.set_materialize_grads(False)
     learns_decay = ctx.needs_input_grad[2]
     ctx.save_for_backward(output[2], x if learns_decay else None, v0, decay, v_threshold)
     ctx.learns_threshold, ctx.x_dtype = ctx.needs_input_grad[3], x.dtype
 
 
-def _backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
     h, x, v0, decay, v_threshold = ctx.saved_tensors
+    grad_spikes = torch.zeros_like(h) if grad_spikes is None else grad_spikes
+    grad_v = torch.zeros_like(h[0]) if grad_v is None else grad_v
     grad_x, grad_v0, grad_decay, grad_threshold = lif_backward_op(
         grad_spikes, grad_v, h, x, v0, decay, v_threshold, *ctx.options, ctx.learns_threshold
     )
