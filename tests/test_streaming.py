@@ -193,12 +193,12 @@ def test_a_neuron_that_runs_twice_is_refused() -> None:
 
 class Failing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("broken layer")
+        raise RuntimeError(f"broken layer got {len(x)} steps")
 
 
 def test_nothing_stays_bound_after_an_exception() -> None:
     model = nn.Sequential(LIF(), Failing())
-    with pytest.raises(RuntimeError, match="broken layer"):
+    with pytest.raises(RuntimeError, match="broken layer got 2 steps"):
         advance(model, torch.ones(2, 1, 3))
     assert unbound(model)
     model[1] = nn.Identity()

@@ -7,6 +7,8 @@ y = model(sf.encode.direct(images, timesteps=4))      # per-step scores [T, B, K
 scores = model.readout(y)                             # [B, K]
 """
 
+from spikeformers.analysis import audit
+from spikeformers.data import encode
 from spikeformers.layers import fold
 from spikeformers.models import (
     create_model,
@@ -24,7 +26,9 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Stream",
     "advance",
+    "audit",
     "create_model",
+    "encode",
     "fold",
     "from_official",
     "list_models",

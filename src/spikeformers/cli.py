@@ -22,7 +22,7 @@ SAMPLES_IN_REPORT = 24
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code: 0, 2 for a mistake that one sentence explains."""
-    args = _parser().parse_args(arguments)
+    args = _parse(arguments)
     try:
         result, text = args.run(args)
         print(json.dumps(result, indent=2) if args.json else text)
@@ -38,6 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"spikeformers: {message}", file=sys.stderr)
     return code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; key=value pairs may stand anywhere, which argparse alone does not allow."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if any("=" not in word or word.startswith("-") for word in rest) or (
+        rest and not hasattr(args, "overrides")
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--ema", action="store_true", help="take the moving average of the weights")
     sub.add_argument("--corrected", action="store_true", help="repair defects of the official code")
     sub.add_argument(
-        "arguments",
+        "overrides",
         nargs="*",
         metavar="KEY=VALUE",
         help="arguments of the official constructor: num_classes=10 kd=true",
@@ -254,7 +267,7 @@ def _audit(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _convert(args: argparse.Namespace) -> tuple[Any, str]:
     state = models.read_official_file(args.checkpoint, args.ema)
-    options = _key_values(args.arguments)
+    options = _key_values(args.overrides)
     model = sf.from_official(state, args.source, corrected=args.corrected, **options)
     sf.save_model(model, args.output)
     facts = {"output": args.output, "source": model.official_source, "tensors": len(state)}

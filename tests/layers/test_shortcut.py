@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikeformers.errors import InputError
 from spikeformers.layers import Branch, Chain, Linear, Trunk, drop_path, sew, vanilla
 from spikeformers.neurons import IF, LIF
-from tests.helpers import assert_same, enliven, random_spikes, randn
+from tests.helpers import assert_same, enliven, randn, random_spikes
 
 X = 2 * randn(4, 6, 3, seed=1)
 

@@ -34,8 +34,8 @@ from tests.helpers import (
     assert_same,
     enliven,
     gradients,
-    random_spikes,
     randn,
+    random_spikes,
     spikes_of,
     statistics,
 )

@@ -32,7 +32,7 @@ from spikeformers.layers import (
 )
 from spikeformers.neurons import LIF
 from spikeformers.types import Outputs
-from tests.helpers import assert_same, enliven, random_spikes, randn
+from tests.helpers import assert_same, enliven, randn, random_spikes
 
 TILES: dict[str, Callable[[], nn.Module]] = {
     "SDSA1": lambda: SDSA1(4, 2),

@@ -104,9 +104,9 @@ def _transfer(node: Node, facts: Facts) -> Value | tuple[Value, ...]:
 def _origin(node: Node, args: Sequence[Any], operands: Sequence[Value]) -> Origin:
     """Return what a result is computed from, given that its operator is in the table."""
     origins = [value.origin for value in operands]
-    if all(origin is Origin.CONSTANT for origin in origins):
-        return Origin.CONSTANT
     name = op_name(node)
+    if name in FACTORIES or all(origin is Origin.CONSTANT for origin in origins):
+        return Origin.CONSTANT
     if Origin.SIGNAL in origins or name in MAXIMA:
         return Origin.SIGNAL
     # The product of the image with itself is not affine, nor is a quotient by it.
@@ -124,7 +124,7 @@ class _Uncovered(Exception):
     """An operator is in the table, but not with these arguments."""
 
 
-def _number(c: float) -> Alphabet | None:
+def _number(c: int | float) -> Alphabet | None:
     """Return the alphabet of a constant."""
     if c == 0 or not math.isfinite(c):
         return Alphabet(0, 0) if c == 0 else ANALOG
@@ -206,21 +206,22 @@ def _analog(*_: Any) -> Alphabet | None:
     return ANALOG
 
 
-def _full(_: Node, __: Any, number: float, **___: Any) -> Alphabet | None:
-    return _number(number)
+def _filled(node: Node, *args: Any, **_: Any) -> Alphabet | None:
+    name = op_name(node)
+    return _number(0 if "zeros" in name else 1 if "ones" in name else args[-1])
 
 
-def _add(_: Node, a: Any, b: Any, alpha: float = 1) -> Alphabet | None:
+def _add(_: Node, a: Any, b: Any, alpha: int | float = 1) -> Alphabet | None:
     if alpha != 1:
         raise _Uncovered
     return _plus(_of(a), _of(b))
 
 
-def _sub(node: Node, a: Any, b: Any, alpha: float = 1) -> Alphabet | None:
+def _sub(node: Node, a: Any, b: Any, alpha: int | float = 1) -> Alphabet | None:
     return _add(node, a, Value(Origin.SIGNAL, _neg(node, b)), alpha)
 
 
-def _rsub(node: Node, a: Any, b: Any, alpha: float = 1) -> Alphabet | None:
+def _rsub(node: Node, a: Any, b: Any, alpha: int | float = 1) -> Alphabet | None:
     return _sub(node, b, a, alpha)
 
 
@@ -297,12 +298,12 @@ def _cat(_: Node, tensors: Sequence[Value], *__: Any) -> Alphabet | None:
 
 
 def _pad(
-    _: Node, x: Value, __: Any, mode: str = "constant", value: float | None = None
+    _: Node, x: Value, __: Any, mode: str = "constant", value: int | float | None = None
 ) -> Alphabet | None:
     return _hull(x.alphabet, _number(value or 0)) if mode == "constant" else x.alphabet
 
 
-def _constant_pad(node: Node, x: Value, widths: Any, value: float = 0) -> Alphabet | None:
+def _constant_pad(node: Node, x: Value, widths: Any, value: int | float = 0) -> Alphabet | None:
     return _pad(node, x, widths, "constant", value)
 
 
@@ -351,6 +352,9 @@ SUMS = {
     **_table(_sub, "sub"),
     **_table(_rsub, "rsub"),
 }
+FACTORIES = _table(
+    _filled, "full new_full full_like zeros new_zeros zeros_like ones new_ones ones_like"
+)
 RULES: dict[str, Callable[..., Alphabet | None]] = {
     **KEEPING,
     **MAXIMA,
@@ -360,7 +364,7 @@ RULES: dict[str, Callable[..., Alphabet | None]] = {
     **_table(_cat, "cat stack"),
     **_table(_pad, "pad"),
     **_table(_constant_pad, "constant_pad_nd"),
-    **_table(_full, "full"),
+    **FACTORIES,
 }
 """How each operator of PyTorch turns the alphabets of its arguments into that of its result."""
 

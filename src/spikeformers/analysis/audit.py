@@ -32,13 +32,12 @@ from spikeformers.analysis.alphabet import (
     MAXIMA,
     PRODUCTS,
     SUMS,
-    Facts,
     Origin,
     Value,
     constant_factor,
     interpret,
 )
-from spikeformers.analysis.capture import Graph, capture, op_name
+from spikeformers.analysis.capture import Graph, capture, op_name, operands_of, short_name
 from spikeformers.layers import fold
 from spikeformers.neurons import AcrossBatch
 from spikeformers.ops import OUTPUT_ALPHABETS
@@ -127,9 +126,8 @@ def audit(model: nn.Module, example: Tensor) -> Report:
         model: Any module that takes one tensor; in any mode.
         example: An input of the shape to capture, `[T, B, C, H, W]`; small is enough.
     """
-    graph = capture(fold(copy.deepcopy(model).eval()), example)
-    facts = interpret(graph)
-    reader = _Reader(graph, facts)
+    reader = _Reader(capture(fold(copy.deepcopy(model).eval()), example))
+    facts = reader.facts
     rows = tuple(row for node in facts.values if (row := reader.row(node)))
     across = [
         f"{path} integrates across the batch as if it were time: samples influence each other"
@@ -146,15 +144,6 @@ def audit(model: nn.Module, example: Tensor) -> Report:
 
 def _is_neuron(node: Node) -> bool:
     return op_name(node) in OUTPUT_ALPHABETS
-
-
-def _short_name(node: Node) -> str:
-    return op_name(node).rpartition("::")[2]
-
-
-def _operands(node: Node) -> list[Node]:
-    """Return the tensors a product takes, one twice if it meets itself."""
-    return [argument for argument in node.args if isinstance(argument, Node)]
 
 
 def _joined(found: list[list[str] | None]) -> list[str] | None:
@@ -192,9 +181,9 @@ def _judge(op: str, a: Value, b: Value) -> tuple[str, str]:
 class _Reader:
     """Reads the rows off one graph, and remembers which factors merge into what."""
 
-    def __init__(self, graph: Graph, facts: Facts) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.facts = facts
+        self.facts = interpret(graph)
         self.merged: list[str] = []
 
     def row(self, node: Node) -> Row | None:
@@ -210,7 +199,7 @@ class _Reader:
         if op not in PRODUCTS:
             return None
         # A norm without gain has no second tensor; its statistics are the weights.
-        inputs = [*_operands(node), None][:2]
+        inputs = [*operands_of(node), None][:2]
         a, b = (self.value(operand) for operand in inputs)
         if a.origin is Origin.CONSTANT and op != "aten::div":
             a, b, inputs = b, a, inputs[::-1]
@@ -223,7 +212,7 @@ class _Reader:
         return value if isinstance(value, Value) else Value(Origin.SIGNAL)
 
     def _row(self, node: Node, operands: list[Any], verdict: str, reason: str) -> Row:
-        path, op = self.graph.path(node), _short_name(node)
+        path, op = self.graph.path(node), short_name(node)
         return Row(path, op, tuple(map(str, operands)), verdict, reason, node.name)
 
     def _factor_row(self, node: Node, factor: float) -> Row | None:
@@ -235,7 +224,7 @@ class _Reader:
         places = self._before(operand, node) if places is None else places
         if places is not None:
             goal = " and ".join(dict.fromkeys(places)) or "nothing, for nobody reads it"
-            what = f"the factor {factor:g} of {_short_name(node)}"
+            what = f"the factor {factor:g} of {short_name(node)}"
             self.merged.append(f"{self.graph.path(node) or '(model)'}: {what} merges into {goal}")
             return None
         # The alphabet behind the node holds the integers that the number multiplies.
@@ -277,7 +266,7 @@ class _Reader:
 
     def _is_synapse(self, node: Node) -> bool:
         """Whether a product has weights on one side, so that they can take a factor."""
-        signals = [operand for operand in _operands(node) if not self._is_constant(operand)]
+        signals = [operand for operand in operands_of(node) if not self._is_constant(operand)]
         return len(signals) == 1 and constant_factor(node, self.facts) is None
 
     def _why_analog(self, operands: list[Node | None]) -> str:
@@ -293,9 +282,9 @@ class _Reader:
                 return f"it reads the membrane of {path}"
             multiplies = op in PRODUCTS and constant_factor(node, self.facts) is None
             if multiplies or node in self.facts.unknown:
-                return f"no neuron stands between {path} ({_short_name(node)}) and it"
+                return f"no neuron stands between {path} ({short_name(node)}) and it"
             analog = [n for n in node.all_input_nodes if self._is_analog(n)]
-        return f"different scales meet at {path} ({_short_name(node)})"
+        return f"different scales meet at {path} ({short_name(node)})"
 
     def _is_analog(self, node: Node) -> bool:
         value = self.value(node)

@@ -20,7 +20,7 @@ from torch.fx import Interpreter, Node
 
 from spikeformers.errors import InputError
 
-__all__ = ["Graph", "capture", "op_name"]
+__all__ = ["Graph", "capture", "op_name", "operands_of", "short_name"]
 
 _INPUT_KINDS = {
     InputKind.USER_INPUT: "image",
@@ -56,6 +56,7 @@ class Graph:
         stack = node.meta.get("nn_module_stack") or {"": ("", "")}
         return next(reversed(stack.values()))[0]
 
+    @torch.no_grad()
     def run(self, x: Tensor) -> Iterator[tuple[Node, Any]]:
         """Compute every node for an input of the captured shape, one after the other."""
         tensors = {**self.program.state_dict, **self.program.constants}
@@ -87,6 +88,10 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
     for path, module in model.named_modules():
         if module.training:
             raise InputError(f"{path or 'model'!r} is in training mode: call model.eval() first")
+    with torch.no_grad():
+        model(
+            example
+        )  # Bad input gets the model's own message: tracing would leave its checks out.
     with warnings.catch_warnings():
         # PyTorch's own deep copies inside export trip over a name that PyTorch deprecated.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
@@ -102,3 +107,13 @@ def op_name(node: Node) -> str:
         return ""
     schema = getattr(node.target, "_schema", None)
     return schema.name if schema is not None else node.target.__name__  # type: ignore[union-attr]
+
+
+def short_name(node: Node) -> str:
+    """Return `conv2d`, `lif` and the like."""
+    return op_name(node).rpartition("::")[2]
+
+
+def operands_of(node: Node) -> list[Node]:
+    """Return the tensors a node takes one by one; one twice if it meets itself."""
+    return [argument for argument in node.args if isinstance(argument, Node)]

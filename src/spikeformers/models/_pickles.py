@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def _is_safetensors(path: Path) -> bool:
 def _unpickle(path: Path) -> Any:
     """Load tensors and plain data; argparse's namespace is plain data that training files hold."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # PyTorch warns about pickle protocols other than its own, which read as well.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("GLOBAL ")[-1].split(" was not")[0]

@@ -72,6 +72,7 @@ def _header(model: Backbone, recipe: Recipe, progress: Progress) -> dict[str, An
     }
 
 
+@torch.no_grad()
 def resume(
     path: Path, model: Backbone, optimizer: torch.optim.Optimizer, recipe: Recipe
 ) -> Progress:
@@ -95,11 +96,11 @@ def resume(
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 prefix = f"{_OPTIMIZER}{names[id(parameter)]}."
+                # The moments keep the parameter's memory layout, which fused kernels rely on.
                 optimizer.state[parameter] = {
-                    key: tensors[prefix + key].to(
-                        "cpu" if key == "step" else parameter.device, copy=True
-                    )
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    "step": tensors[prefix + "step"].to(parameter.device),
+                    "exp_avg": torch.empty_like(parameter).copy_(tensors[prefix + "exp_avg"]),
+                    "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[prefix + "exp_avg_sq"]),
                 }
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error}, so training cannot resume from it") from error

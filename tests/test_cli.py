@@ -1,0 +1,193 @@
+"""The command line as a user meets it: verbs, JSON, and one sentence for every mistake."""
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import spikeformers as sf
+from spikeformers.cli import main
+from tests.golden import Case
+from tests.train.small import SMALL, write_small_set
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run, with its data in `idx` beside it."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_small_set(folder / "idx")
+    where = [f"out={folder / 'run'}", f"data.root={folder / 'idx'}"]
+    assert main(["train", "mnist", *SMALL, *where]) == 0
+    return folder / "run"
+
+
+def ask(arguments: list[str], output: Output) -> dict:
+    output.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(output.readouterr().out)
+
+
+def complaint(arguments: list[str], output: Output) -> str:
+    """Return the one sentence that a wrong call prints, with exit code 2 and nothing else."""
+    output.readouterr()
+    assert main(arguments) == 2
+    printed = output.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "Traceback" not in printed.err
+    return printed.err
+
+
+def test_training_writes_everything(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    expected = {"best.safetensors", "last.safetensors", "metrics.json", "log.jsonl", "report.html"}
+    assert expected <= names
+    assert "top1" in json.loads((run / "metrics.json").read_text())
+
+
+def test_eval_prints_the_json_alone_and_agrees_with_the_metrics(run: Path, capsys: Output) -> None:
+    figures = ask(["eval", str(run / "best.safetensors")], capsys)
+    assert figures["top1"] == json.loads((run / "metrics.json").read_text())["top1"]
+    moved = ask(["eval", str(run / "last.safetensors"), f"data.root={run.parent / 'idx'}"], capsys)
+    assert moved["images"] == 10
+
+
+def test_predict_names_three_classes_for_each_image(
+    run: Path, tmp_path: Path, capsys: Output
+) -> None:
+    paths = []
+    for i in range(2):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(np.full((20, 15, 3), 90 * i, dtype=np.uint8)).save(paths[-1])
+    rows = ask(["predict", str(run / "best.safetensors"), *paths], capsys)
+    assert [row["image"] for row in rows] == paths
+    assert all(len(row["classes"]) == 3 and sum(row["probabilities"]) <= 1 for row in rows)
+
+
+def test_list_info_doctor_and_audit(run: Path, capsys: Output) -> None:
+    assert ask(["list", "*_15m"], capsys) == {"meta_spikeformer_15m": 15_112_208}
+    facts = ask(["info", "meta_spikeformer_tiny"], capsys)
+    parts = [*(stage["parameters"] for stage in facts["stages"]), facts["head_parameters"]]
+    assert sum(parts) == facts["parameters"]
+    assert ask(["info", str(run / "best.safetensors")], capsys)["in_channels"] == 1
+    assert ask(["doctor"], capsys)["environment"]["torch"] == torch.__version__
+    verdict = ask(["audit", str(run / "best.safetensors"), "--image-size", "16"], capsys)["verdict"]
+    assert verdict == "not spike-driven"
+
+
+def test_report_can_be_written_again(run: Path, capsys: Output) -> None:
+    page = run / "report.html"
+    page.unlink()
+    assert ask(["report", str(run)], capsys) == {"report": str(page)}
+    assert page.stat().st_size > 10_000
+
+
+def test_every_verb_explains_itself(capsys: Output) -> None:
+    for verb in [
+        "train",
+        "eval",
+        "predict",
+        "list",
+        "info",
+        "audit",
+        "convert",
+        "report",
+        "doctor",
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert "Example: spikeformers" in " ".join(capsys.readouterr().out.split())
+
+
+def test_convert_unwraps_training_checkpoints(tmp_path: Path, capsys: Output) -> None:
+    case = Case("sdt_v2__rect_t4")
+    state = {name: torch.from_numpy(array) for name, array in case.state().items()}
+    average = {f"module.{name}": tensor + 1 for name, tensor in state.items()}
+    path, output = tmp_path / "official.pth", tmp_path / "ours.safetensors"
+    content = {
+        "model": {f"module.{name}": tensor for name, tensor in state.items()},
+        "model_ema": average,
+        "optimizer": {"state": {0: {"step": 3}}, "param_groups": []},
+        "epoch": 7,
+        "args": argparse.Namespace(lr=0.1),
+    }
+    torch.save(content, path)
+    arguments = [f"{key}={json.dumps(value)}" for key, value in case.facts["kwargs"].items()]
+    convert = ["convert", str(path), "--source", case.source, "-o", str(output), *arguments]
+    assert ask(convert, capsys)["tensors"] == len(state)
+
+    model = sf.load_model(output)
+    assert model.official_source == case.source
+    back = sf.to_official(model)
+    assert all(torch.equal(back[name], state[name].to(back[name].dtype)) for name in state)
+    with torch.no_grad():
+        logits = model.readout(model(case.input()))
+    torch.testing.assert_close(logits, case.array("logits"), atol=1e-9, rtol=0)
+
+    ask([*convert, "--ema"], capsys)
+    averaged = sf.to_official(sf.load_model(output))["head.bias"]
+    assert torch.equal(averaged, state["head.bias"] + 1)
+
+
+class Payload:
+    """A pickle of this creates a file when it is loaded carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_convert_executes_nothing(tmp_path: Path, zipped: bool, capsys: Output) -> None:
+    trap, path = tmp_path / "executed", tmp_path / "evil.pth"
+    content = {"model": Payload(trap)}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    output = tmp_path / "o.safetensors"
+    arguments = ["convert", str(path), "--source", "metaspikformer_8_512", "-o", str(output)]
+    assert "could execute code" in complaint(arguments, capsys)
+    assert not trap.exists() and not output.exists()
+
+
+def test_mistakes_get_one_sentence_and_exit_code_2(
+    run: Path, tmp_path: Path, capsys: Output
+) -> None:
+    best = str(run / "best.safetensors")
+    truncated, foreign, text = (tmp_path / n for n in ("t.safetensors", "f.safetensors", "x.png"))
+    truncated.write_bytes(Path(best).read_bytes()[:2000])
+    foreign.write_bytes((8).to_bytes(8, "little") + b"{}      ")
+    text.write_text("no image")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    official = ["convert", str(truncated), "-o", str(tmp_path / "o")]
+    mnist = ["train", "mnist", f"data.root={run.parent / 'idx'}", *SMALL]
+    for arguments, expected in [
+        (["train", "digitz"], "did you mean 'digits'"),
+        (["train", "digits", "train.epoch=1"], "did you mean 'train.epochs'"),
+        (["train", "digits", "train.timesteps=0"], "out of range"),
+        (["train", "mnist"], "data.root=FOLDER"),
+        (["train", "mnist", f"data.root={tmp_path / 'empty'}"], "is empty"),
+        ([*mnist, f"out={tmp_path / 'file' / 'run'}"], str(tmp_path / "file")),
+        (["eval", str(tmp_path / "nothing")], "there is no checkpoint"),
+        (["eval", str(truncated)], "is damaged"),
+        (["eval", str(foreign)], "was not written by spikeformers"),
+        (["eval", best, "train.seed=1"], "data.root=FOLDER only"),
+        (["predict", best, str(text)], "cannot read the image"),
+        (["predict", best, str(tmp_path / "none.png")], "there is no image file"),
+        (["info", "meta_spikeformer_16m"], "did you mean"),
+        (["audit", "meta_spikeformer_tiny", "--image-size", "4"], "smaller than the network"),
+        (["audit", "meta_spikeformer_tiny", "--timesteps", "0"], "at least 1"),
+        ([*official, "--source", "nobody.py:net"], "is damaged"),
+        (["report", str(tmp_path / "empty")], "there is no checkpoint"),
+    ]:
+        assert expected in complaint(arguments, capsys), arguments

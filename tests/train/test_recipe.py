@@ -1,0 +1,76 @@
+"""Recipes are complete, strict and checked before work starts."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from spikeformers.errors import ConfigError
+from spikeformers.models import create_model
+from spikeformers.train import list_recipes, load_recipe
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_parses_and_builds(name: str) -> None:
+    named = load_recipe(name).model
+    with torch.device("meta"):
+        model = create_model(
+            named.name,
+            in_channels=named.in_channels,
+            num_classes=named.num_classes,
+            **named.overrides,
+        )
+    assert model.head.linear.out_features == named.num_classes
+
+
+def test_overrides_change_single_keys() -> None:
+    recipe = load_recipe(
+        "digits",
+        ["train.epochs=3", "out=elsewhere", "data.root=null", "model.overrides.heads=4"],
+    )
+    assert recipe.train.epochs == 3
+    assert recipe.out == "elsewhere"
+    assert recipe.model.overrides == {"heads": 4}
+    assert recipe.train.batch_size == load_recipe("digits").train.batch_size
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "no recipe key 'train.epoch'; did you mean 'train.epochs'?"),
+        ("epochs=3", "no recipe key 'epochs'"),
+        ("train.epochs", "write key=value"),
+        ("train.epochs=many", "train.epochs='many': expected int"),
+        ("train.epochs=0", "train.epochs=0 is out of range"),
+        ("train.timesteps=0", "train.timesteps=0 is out of range"),
+        ("train.learning_rate=1e-3", "write 1.0e-3"),
+        ("train.precision=float8", "expected 'float32' or 'bfloat16'"),
+        ("data.flip=1", "data.flip=1: expected bool"),
+        ("data.mean=[a]", "data.mean='a': expected float"),
+        ("train=3", "train must be a section"),
+        ("train.epochs=[", "recipe digits"),
+    ],
+)
+def test_a_bad_override_names_key_and_expectation(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_recipe("digits", [override])
+
+
+def test_missing_and_unknown_keys_of_a_file(tmp_path: Path) -> None:
+    content = load_recipe("digits").as_dict()
+    del content["train"]["seed"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"lacks the key 'train\.seed'"):
+        load_recipe(str(path))
+    content["train"] |= {"seed": 0, "lerning_rate": 1.0}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
+        load_recipe(str(path))
+
+
+def test_unknown_recipe_has_a_near_name() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'fashion_mnist'"):
+        load_recipe("fashion-mnist")
