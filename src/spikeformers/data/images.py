@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from spikeformers.data._torchvision import _torchvision
 from spikeformers.errors import ConfigError, DataError, InputError, MissingExtraError
 
 
+@runtime_checkable
 class ImageDataset(Protocol):
     """What every reader returns: images by index, in a fixed order.
 

@@ -6,6 +6,7 @@ convolution with bias.
 """
 
 import copy
+import functools
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -37,9 +38,10 @@ def fold(model: nn.Module) -> nn.Module:
     """
     if model.training:
         raise InputError("fold needs a model in eval mode: call model.eval() first")
-    dtypes = {p.dtype for p in model.parameters()}
-    exact = _folded(copy.deepcopy(model).double()).eval()
-    return exact.to(dtypes.pop()) if len(dtypes) == 1 else exact
+    dtypes = [p.dtype for p in model.parameters()]
+    # Folding multiplies weights by weights: in float64 first, so that it rounds once.
+    folded = _folded(copy.deepcopy(model).double() if dtypes else copy.deepcopy(model)).eval()
+    return folded.to(functools.reduce(torch.promote_types, dtypes)) if dtypes else folded
 
 
 def _folded(module: nn.Module) -> nn.Module:

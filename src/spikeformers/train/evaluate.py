@@ -1,12 +1,15 @@
 """From a recipe to the objects it names, and from a model to its figures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from spikeformers.data import Augment, ImageDataset, Preprocess, epoch_batches, load_dataset
+from spikeformers.data import Augment, ImageDataset, Preprocess, direct, epoch_batches, load_dataset
 from spikeformers.errors import CheckpointError, ConfigError
+from spikeformers.layers import BatchNorm
 from spikeformers.models import Backbone, create_model, load_model, read_checkpoint
 from spikeformers.tasks import Classification
 from spikeformers.train.recipe import DataSection, Recipe, recipe_from_dict
@@ -56,6 +59,29 @@ def augmentation(data: DataSection, preprocess: Preprocess) -> Augment:
         rand_augment_ops=data.rand_augment_ops,
         rand_augment_magnitude=data.rand_augment_magnitude,
     )
+
+
+@torch.no_grad()
+def recalibrate(model: Backbone, images: Iterable[Tensor], timesteps: int) -> None:
+    """Re-estimate the running statistics of all batch norms as plain means over `images`.
+
+    The moving averages of training follow the last few batches only, which are noisy where batches
+    and maps are small.
+
+    Args:
+        model: Left in training mode.
+        images: Batches `[B, C, H, W]`, varied as in training.
+        timesteps: How often an image is shown.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.train()
+    for count, batch in enumerate(images, start=1):
+        for norm in norms:
+            norm.momentum = 1 / count
+        model(direct(batch, timesteps))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def evaluate(

@@ -10,6 +10,7 @@ and of (seed, step) in the model, so nothing of it needs saving.
 import dataclasses
 import math
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from spikeformers.train.evaluate import (
     default_device,
     evaluate,
     preprocessing,
+    recalibrate,
 )
 from spikeformers.train.log import Log, environment, write_json
 from spikeformers.train.optim import adamw, learning_rate_at
@@ -112,6 +114,8 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
         seconds, top1 = time.perf_counter() - start, None
         done.epoch, done.seconds = epoch, done.seconds + seconds
         if epoch % settings.evaluate_every == 0 or epoch == settings.epochs:
+            some = islice(batches, settings.recalibration_batches)
+            recalibrate(model, (images.to(where) for images, _ in some), settings.timesteps)
             top1 = evaluate(model, test_set, preprocess, task, workers=recipe.data.workers)["top1"]
             done.top1_last = top1
             if done.top1 is None or top1 > done.top1:

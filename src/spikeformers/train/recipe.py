@@ -63,6 +63,7 @@ class TrainSection:
     label_smoothing: float
     clip_norm: float | None
     precision: str
+    recalibration_batches: int
     evaluate_every: int
 
 
@@ -137,6 +138,11 @@ def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
         ("train.learning_rate", train.learning_rate, train.learning_rate > 0),
         ("train.evaluate_every", train.evaluate_every, train.evaluate_every >= 1),
         ("train.label_smoothing", train.label_smoothing, 0 <= train.label_smoothing < 1),
+        (
+            "train.recalibration_batches",
+            train.recalibration_batches,
+            train.recalibration_batches >= 0,
+        ),
         ("data.workers", recipe.data.workers, recipe.data.workers >= 0),
     ):
         if not valid:
