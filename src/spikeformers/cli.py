@@ -151,7 +151,7 @@ def _train(args: argparse.Namespace) -> tuple[Any, str]:
     page = _write_report(Path(recipe.out))
     metrics.pop("confusion")
     return metrics, (
-        f"top-1 {metrics['top1']:.2f} % (epoch {metrics['best_epoch']} of {metrics['epoch']}; "
+        f"top-1 {metrics['top1']:.2f} % (epoch {metrics['best_epoch']} of {metrics['epochs']}; "
         f"last epoch {metrics['top1_last']:.2f} %), {metrics['seconds']:.0f} s of training\n"
         f"report: {page}"
     )

@@ -153,7 +153,7 @@ def test_names_the_broken_off_line(folder):
 def test_without_inspection(folder):
     (folder / "inspect.npz").unlink()
     html = read(folder)
-    assert html.count("spikeformers.inspect.gather writes them") == 3
+    assert html.count("`spikeformers report RUN` writes them") == 3
     assert "<article" not in html and Page(html)
 
 

@@ -37,7 +37,7 @@ def test_a_run_writes_checkpoints_metrics_and_log(small: Small) -> None:
         "metrics.json",
     ]
     assert json.loads((out / "metrics.json").read_text()) == metrics
-    assert metrics["epoch"] == 2 and metrics["images"] == 10
+    assert metrics["epochs"] == 2 and metrics["images"] == 10
     assert 0 <= metrics["top1"] <= 100 and metrics["top1"] == metrics["top1_per_step"][-1]
     assert sum(map(sum, metrics["confusion"])) == 10
     assert [entry["event"] for entry in log_of(recipe)] == ["start", "epoch", "epoch"]

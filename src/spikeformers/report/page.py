@@ -17,7 +17,7 @@ from spikeformers.report.run import Run, read_run
 
 _UNINSPECTED = (
     "This run was not inspected: inspect.json and inspect.npz are missing. "
-    "spikeformers.inspect.gather writes them."
+    "`spikeformers report RUN` writes them."
 )
 
 

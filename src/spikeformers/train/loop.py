@@ -7,7 +7,6 @@ it goes on where it stopped. All randomness is a pure function of (seed, epoch, 
 and of (seed, step) in the model, so nothing of it needs saving.
 """
 
-import dataclasses
 import math
 import time
 from itertools import islice
@@ -138,8 +137,12 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
 
     figures = evaluate(load_model(best).to(where), test_set, preprocess, task)
     metrics = {
-        **dataclasses.asdict(done),
         **figures,
+        "top1_last": done.top1_last,
+        "best_epoch": done.best_epoch,
+        "epochs": done.epoch,
+        "seconds": done.seconds,
+        "classes": done.classes,
         "model": recipe.model.name,
         "parameters": parameters,
     }
