@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -123,12 +123,6 @@ def assert_lively(spikes: dict[str, Tensor]) -> None:
     """Every neuron fires sometimes and pauses sometimes: else a test would compare constants."""
     dull = {path: s.mean().item() for path, s in spikes.items() if not 0.001 < s.mean() < 0.999}
     assert spikes and not dull, f"these neurons are constant: {dull}"
-
-
-def chunks(x: Tensor, lengths: Iterable[int]) -> list[Tensor]:
-    parts = list(x.split(list(lengths)))
-    assert sum(map(len, parts)) == len(x)
-    return parts
 
 
 def compositions(total: int) -> list[tuple[int, ...]]:

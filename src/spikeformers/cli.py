@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpikeformersError as error:
         return _fail(str(error), 2)
     except OSError as error:
-        return _fail(f"{error.strerror}: {error.filename}; free space or choose another path", 2)
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(f"cannot write or read{where}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the last finished epoch", 130)
     return 0

@@ -76,7 +76,7 @@ def test_the_checkpoint_and_the_model_share_no_memory(state: Mapping[str, Tensor
 
 
 def changed(state: Mapping[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
-    """Return a copy with keys replaced, added or (`None`) left out; `_0_` stands for a dot."""
+    """Return a copy with keys replaced, added or (`None`) left out; `__` stands for a dot."""
     result = dict(state)
     for name, tensor in changes.items():
         key = name.replace("__", ".")

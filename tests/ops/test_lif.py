@@ -158,14 +158,46 @@ def test_gradients_equal_autograd_through_smooth_steps(
         )
         torch.testing.assert_close(through, outputs, atol=0, rtol=0)
         torch.testing.assert_close(through_grads, grads, atol=1e-11, rtol=1e-11)
-        fixed = dict(decay=decay, v_threshold=v_threshold)
-        _, fixed_grads = differentiate(lambda x, v0: lif(x, v0, **fixed, **options), x, v0)
-        torch.testing.assert_close(fixed_grads, grads[:2], atol=1e-11, rtol=1e-11)
-        (from_rest,) = differentiate(lambda x: lif(x, **fixed, **options), x)[1]
-        (truth,) = differentiate(
-            lambda x: run_reference(x, None, decay, v_threshold, **options), x
-        )[1]
-        torch.testing.assert_close(from_rest, truth, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+@pytest.mark.parametrize("parameters", [(), (3,)], ids=str)
+def test_gradients_with_fixed_decay_and_threshold_are_the_same(
+    parameters: tuple[int, ...], options: Options, surrogate: str
+) -> None:
+    """What need not be learned takes a shorter way."""
+    options = dict(options, surrogate=surrogate)
+    x, v0 = 2 * randn(5, 2, 3, 2, seed=1), randn(2, 3, 2, seed=2)
+    decay = 0.5 + 0.2 * randn(*parameters, seed=3).tanh()
+    v_threshold = 0.7 + 0.1 * randn(*parameters, seed=4)
+    for start in ([], [v0]):
+        grads = differentiate(
+            lambda x, v=None: lif(x, v, decay=decay, v_threshold=v_threshold, **options), x, *start
+        )
+        expected = differentiate(
+            lambda x, v=None: run_reference(x, v, decay, v_threshold, **options), x, *start
+        )
+        torch.testing.assert_close(grads, expected, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+def test_membranes_exactly_at_the_threshold_fire_and_learn_like_the_reference(
+    options: Options, dtype: torch.dtype
+) -> None:
+    """Small dyadic numbers: nothing rounds, and many membranes equal the threshold."""
+    options = dict(options, surrogate="straight_through")
+    if options["v_reset"]:
+        options["v_reset"] = math.copysign(0.5, options["v_reset"])
+    x = randn(4, 50, seed=1).mul(2).round().to(dtype)
+    h = run_reference(x, None, 0.5, 1.0, **options)[2]
+    assert (h[:-1] == 1).any()
+    results = differentiate(lambda x: lif(x, decay=0.5, v_threshold=1.0, **options), x)
+    expected = differentiate(lambda x: run_reference(x, None, 0.5, 1.0, **options), x)
+    assert torch.equal(results[0][0], expected[0][0])
+    close = dict(atol=1e-2, rtol=2e-2) if dtype.itemsize == 2 else dict(atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(results, expected, **close)
 
 
 @pytest.mark.parametrize("detach_reset", [False, True])

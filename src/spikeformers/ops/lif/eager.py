@@ -36,7 +36,7 @@ def lif_forward(
             torch.mul(above_rest, decay, out=h_t).add_(rest).add_(current)
         fires(h_t - v_threshold, 0, out=s_t)
         if v_reset is None:
-            torch.sub(h_t, s_t * v_threshold, out=v)
+            torch.sub(h_t, s_t.to(h.dtype) * v_threshold, out=v)
         else:
             torch.sub(h_t, torch.mul(h_t, s_t, out=v), out=v)
             if v_reset:
