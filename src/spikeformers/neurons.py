@@ -161,6 +161,8 @@ class IF(LIF):
     """Integrate-and-fire neuron: `h = v + x`, no leak. Arguments as in `LIF`, without `tau`."""
 
     def __init__(self, **options: Any) -> None:
+        if "tau" in options:
+            raise InputError(f"tau={options['tau']}: an IF neuron does not leak; use LIF")
         super().__init__(decay_input=False, **options)
 
     @property

@@ -43,6 +43,8 @@ def bind(model: nn.Module, state: State | None) -> Iterator[State]:
     try:
         yield after
         for path, lent in carried.items():
+            if unknown := set(lent.before) - set(lent.after):
+                raise InputError(f"state has '{path}.{unknown.pop()}', which the model did not use")
             after.update({f"{path}.{name}": tensor for name, tensor in lent.after.items()})
     finally:
         for module in modules.values():

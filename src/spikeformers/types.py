@@ -59,7 +59,7 @@ class Alphabet:
     scale: float | None = 1.0
 
     def __str__(self) -> str:
-        """Write `{0,1}`, `{0..4}/4` and the like."""
+        """Write `{0,1}`, `0.25*{0..4}` and the like."""
         values = f"{{{self.low},{self.high}}}"
         if self.high - self.low > 1:
             values = f"{{{self.low}..{self.high}}}"

@@ -181,7 +181,7 @@ def test_a_failed_write_leaves_the_old_file(
         target.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("spikeformers.models._weights.save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot write .*no space left"):
         write_checkpoint(path, {"a": torch.zeros(2)}, {"n": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["m"]

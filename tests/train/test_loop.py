@@ -152,7 +152,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("spikeformers.models._weights.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     last.unlink()
     last.write_bytes(before)
     resumed = small("train.epochs=1", f"out={Path(recipe.out).parent / 'other'}")

@@ -1,8 +1,10 @@
 """Heads: from the last feature map to per-step outputs."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from spikeformers.neurons import LIF, NeuronFactory
+from spikeformers.neurons import LIF
 from spikeformers.types import Outputs
 
 
@@ -12,13 +14,14 @@ class ClassificationHead(nn.Module):
     Args:
         dim: Channels.
         num_classes: Classes K.
-        neuron: Makes the neuron, so that the classifier sees spikes.
+        neuron: Makes the neuron, so that the classifier sees spikes; `nn.Identity` where the map
+            holds spikes already.
 
     Shape:
         `[T, B, C, H, W]` -> `[T, B, K]`.
     """
 
-    def __init__(self, dim: int, num_classes: int, neuron: NeuronFactory = LIF) -> None:
+    def __init__(self, dim: int, num_classes: int, neuron: Callable[[], nn.Module] = LIF) -> None:
         super().__init__()
         self.neuron = neuron()
         self.linear = _classifier(dim, num_classes)
@@ -49,7 +52,7 @@ class DistillationHead(ClassificationHead):
         Touvron et al., "Training data-efficient image transformers", ICML 2021, arXiv:2012.12877.
     """
 
-    def __init__(self, dim: int, num_classes: int, neuron: NeuronFactory = LIF) -> None:
+    def __init__(self, dim: int, num_classes: int, neuron: Callable[[], nn.Module] = LIF) -> None:
         super().__init__(dim, num_classes, neuron)
         self.linear_kd = _classifier(dim, num_classes)
 

@@ -112,7 +112,10 @@ class Trunk(Blocks):
     def forward(self, x: Tensor) -> Tensor:
         """Add every branch to the stream, `[T, B, C, ...]` -> `[T, B, C, ...]`."""
         for branch, rate in zip(self.parts(), self.drop_path_rates, strict=True):
-            y = recompute(branch, x) if self.training and self.recomputes else branch(x)
+            assert isinstance(branch, Branch)
+            # A stream hands its state to one run only, so it cannot run a second time.
+            again = self.recomputes and self.training and branch.neuron.carried is None
+            y = recompute(branch, x) if again else branch(x)
             x = x + (drop_path(y, rate) if self.training and rate else y)
         return x
 

@@ -73,7 +73,7 @@ class Conv(nn.Conv2d):
     def of(cls, weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1) -> "Conv":
         """Make one from its kernel `[O, I/groups, k, k]` and bias `[O]`; padding is `k // 2`."""
         width, per_group, side, _ = weight.shape
-        conv = cls(per_group * groups, width, side, stride, side // 2, groups=groups)
+        conv = cls(per_group * groups, width, side, stride, side // 2, groups=groups, device="meta")
         conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         return conv
 
@@ -95,7 +95,7 @@ class Linear(nn.Linear):
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor) -> "Linear":
         """Make one from its weight `[O, I]` and bias `[O]`."""
-        linear = cls(weight.shape[1], weight.shape[0])
+        linear = cls(weight.shape[1], weight.shape[0], device="meta")
         linear.weight, linear.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         return linear
 
@@ -217,6 +217,8 @@ class ConvBN(Synapse):
         bias: bool = False,
     ) -> None:
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise InputError(f"kernel_size={kernel_size}: expected an odd number")
         padding = kernel_size // 2
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias

@@ -23,10 +23,15 @@ from spikeformers.neurons import Neuron
 
 @dataclass(frozen=True)
 class Dead:
-    """A key of the official checkpoint that its forward pass never uses."""
+    """Keys of the official checkpoint that its forward pass never uses.
+
+    Args:
+        reason: Why they are not ours.
+        shapes: For a model of ours, every such key and the shape of its tensor.
+    """
 
     reason: str
-    shape: Callable[[nn.Module], tuple[int, ...]]
+    shapes: Callable[[nn.Module], Mapping[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,8 @@ class Official:
         """Give a tensor of ours the number of axes that it has in the official checkpoint."""
         for pattern, axes in self.axes.items():
             if fnmatch.fnmatchcase(key, pattern):
-                shape = [n for n in tensor.shape if n != 1]
-                shape = list(tensor.shape) if tensor.ndim <= axes else shape
-                return tensor.reshape(*shape, *[1] * (axes - len(shape)))
+                kept = tensor.shape[:axes]
+                return tensor.reshape(*kept, *[1] * (axes - len(kept)))
         return tensor
 
     def reason_dead(self, key: str) -> str | None:
@@ -225,8 +229,8 @@ def to_official(
         tensors[key] = official.shaped_like_theirs(key, tensor)
     if dead == "zeros":
         like = next(model.parameters())
-        for key, entry in official.dead.items():
-            tensors[key] = like.new_zeros(entry.shape(model))
+        for entry in official.dead.values():
+            tensors |= {key: like.new_zeros(shape) for key, shape in entry.shapes(model).items()}
     return tensors
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from spikeformers.errors import CheckpointError
@@ -34,21 +32,21 @@ def read_official_file(path: str | os.PathLike[str], ema: bool = False) -> dict[
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
-    content = load_file(path) if _is_safetensors(path) else _unpickle(path)
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     weights = _weights_in(content, (_EMA + _PLAIN) if ema else (_PLAIN + _EMA))
     if weights is None:
         raise CheckpointError(f"{path} holds no weights (names with tensors)")
     return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix != ".safetensors":
-        return False
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    return True
 
 
 def _unpickle(path: Path) -> Any:

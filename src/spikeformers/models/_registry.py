@@ -94,9 +94,7 @@ def create_model(name: str, **overrides: Any) -> Backbone:
     if required:
         sizes = ", ".join(list_models(f"{architecture}_*")[:3])
         raise ConfigError(f"{name} needs the argument {required[0]!r}; or use a size: {sizes}, ...")
-    model = _BUILDERS[architecture](
-        **{k: resolve(v) if callable(parameters[k].default) else v for k, v in given.items()}
-    )
+    model = _BUILDERS[architecture](**_resolved(given, parameters))
     model.config = ModelConfig(name, {k: describe(v) for k, v in overrides.items()})
     return model
 
@@ -136,10 +134,32 @@ def resolve(value: Any) -> Any:
         if value not in _PARTS:
             raise ConfigError(f"unknown part {value!r}{nearest(value, _PARTS)}")
         return _PARTS[value]
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and len(value) == 1:
         ((name, arguments),) = value.items()
-        return partial(resolve(name), **arguments)
+        named = resolve(name)
+        parameters = inspect.signature(named).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key in arguments:
+            if key not in parameters and not takes_any:
+                raise ConfigError(f"{name} has no argument {key!r}{nearest(key, parameters)}")
+        return partial(named, **_resolved(arguments, parameters))
+    if not callable(value):
+        raise ConfigError(f"{value!r} is no part: give a class, its name, or {{name: arguments}}")
     return value
+
+
+def _resolved(
+    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """Resolve those arguments whose default is a part."""
+    return {
+        key: resolve(value)
+        if key in parameters
+        and callable(parameters[key].default)
+        and parameters[key].default is not inspect.Parameter.empty
+        else value
+        for key, value in arguments.items()
+    }
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from spikeformers.errors import CheckpointError
+from spikeformers.errors import CheckpointError, ConfigError
 from spikeformers.models._backbone import Backbone
 from spikeformers.models._registry import create_model
 
@@ -29,11 +27,15 @@ def write_checkpoint(
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Imported where it is used: `import spikeformers` needs torch, numpy and PyYAML alone.
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(contiguous, partial, metadata={_HEADER: json.dumps(header)})
         os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
@@ -44,6 +46,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     Raises:
         CheckpointError: If the file is missing, damaged or of another kind.
     """
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
@@ -63,7 +67,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
 
 def describe_model(model: Backbone) -> dict[str, Any]:
     """Return the header entries that rebuild a model."""
-    config = model.config
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ConfigError("the model was not made by create_model: it has no name to save")
     return {
         "model": {"name": config.name, "overrides": dict(config.overrides)},
         "official_source": model.official_source,
@@ -76,9 +82,10 @@ def rebuild_model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> B
     Raises:
         CheckpointError: If the tensors belong to another architecture.
     """
+    if "model" not in header:
+        raise CheckpointError("the checkpoint names no model")
     named = header["model"]
-    with torch.device("meta"):
-        model = create_model(named["name"], **named["overrides"])
+    model = _empty_model(header)
     problems = _misfits(model.state_dict(), tensors)
     if problems:
         raise CheckpointError(f"the checkpoint is not a {named['name']}: {'; '.join(problems[:5])}")
@@ -86,6 +93,11 @@ def rebuild_model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> B
     if header.get("official_source"):
         model.official_source = header["official_source"]
     return model
+
+
+def _empty_model(header: Mapping[str, Any]) -> Backbone:
+    with torch.device("meta"):
+        return create_model(header["model"]["name"], **header["model"]["overrides"])
 
 
 def _misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
@@ -102,9 +114,17 @@ def save_model(model: Backbone, path: str | os.PathLike[str]) -> None:
     """Save the weights of a model made by `create_model`, with its name and overrides.
 
     Raises:
-        CheckpointError: If the file cannot be written; nothing is left behind.
+        ConfigError: If the model has no registered name.
+        CheckpointError: If it was changed since (folded, for example), so that its name would not
+            rebuild it; or if the file cannot be written. Nothing is left behind.
     """
-    write_checkpoint(path, model.state_dict(), describe_model(model))
+    header, tensors = describe_model(model), model.state_dict()
+    if problems := _misfits(_empty_model(header).state_dict(), tensors):
+        raise CheckpointError(
+            f"the model is no longer a plain {header['model']['name']} ({problems[0]}): "
+            "save it before folding or changing it"
+        )
+    write_checkpoint(path, tensors, header)
 
 
 def load_model(path: str | os.PathLike[str]) -> Backbone:

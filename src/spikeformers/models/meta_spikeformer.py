@@ -180,7 +180,9 @@ def meta_spikeformer(
         embed, blocks = shortcut(conv, [block(dim) for _ in range(depth)], neuron, is_stem=i == 0)
         stages.append(Stage(embed, blocks, dim, stride))
         width = dim
-    top = None if num_classes is None else head(width, num_classes, neuron=neuron)
+    # A trunk hands potentials to the head; the other shortcuts hand it spikes already.
+    fires = neuron if isinstance(stages[-1].blocks, Trunk) else nn.Identity
+    top = None if num_classes is None else head(width, num_classes, neuron=fires)
     model = Backbone(stages, top, in_channels)
     for module in model.modules():
         if isinstance(module, Synapse):

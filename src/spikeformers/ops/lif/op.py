@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
@@ -80,7 +82,7 @@ def check_lif(
     x: Tensor, v0: Tensor | None, decay: float | Tensor, v_threshold: float | Tensor, surrogate: str
 ) -> None:
     """Raise `InputError` for arguments that the op cannot work with."""
-    if torch._C._functorch.is_gradtrackingtensor(x):
+    if _differentiated_by_functorch():
         raise InputError("torch.func.grad does not support custom ops: use torch.autograd.grad")
     if not x.is_floating_point():
         raise InputError(f"x is {x.dtype}: a neuron takes floating-point currents")
@@ -103,6 +105,16 @@ def check_lif(
                 f"v0 is {v0.dtype} {list(v0.shape)}: expected {expected} {list(x.shape[1:])}, "
                 f"one step of x without time"
             )
+
+
+def _differentiated_by_functorch() -> bool:
+    """Whether `torch.func.grad`, `jvp` or their kin are at work around this call."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    return any(
+        level.key() in (TransformType.Grad, TransformType.Jvp)
+        for level in retrieve_all_functorch_interpreters()
+    )
 
 
 def _as_tensor(value: float | Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
