@@ -33,7 +33,11 @@ def write_checkpoint(
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # safetensors makes files that only their owner may read; a touched one obeys the umask.
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(contiguous, partial, metadata={_HEADER: json.dumps(header)})
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         partial.unlink(missing_ok=True)

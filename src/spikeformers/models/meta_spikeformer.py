@@ -155,7 +155,7 @@ def meta_spikeformer(
         ConfigError: If `dims`, `depths` and `strides` differ in length.
 
     Deviations:
-        None from the official code. The paper's text places the image encoding as we do.
+        The official code constructs drop path and never calls it; here there is none.
 
     Reference:
         Yao et al., ICLR 2024, arXiv:2404.03663, table 1.

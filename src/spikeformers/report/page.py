@@ -79,6 +79,7 @@ def _header(run: Run, name: str) -> Markup:
         (environment.get("device"), "on {}"),
         (metrics.get("images"), "tested on {} images"),
         (metrics.get("best_epoch"), "best epoch {}"),
+        (metrics.get("top1_last"), "last epoch {:.1f} %"),
     ]
     line = " · ".join(text.format(value) for value, text in said if value is not None)
     numbers = [
