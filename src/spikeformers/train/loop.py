@@ -156,4 +156,6 @@ def progress_bar(images: int, done: float) -> Any:
         from tqdm import tqdm
     except ImportError as error:
         raise MissingExtraError("tqdm", "train") from error
-    return tqdm(total=images, initial=round(done * images), unit="img", unit_scale=True)
+    return tqdm(
+        total=images, initial=round(done * images), unit="img", unit_scale=True, mininterval=0.5
+    )
