@@ -33,7 +33,7 @@ class Progress:
         best_epoch: Epoch of the best held-out accuracy so far.
         top1: That accuracy, in percent.
         top1_last: The held-out accuracy that was measured last.
-        seconds: Time spent training, over all sessions.
+        seconds: Time spent training, interruptions left out.
         classes: Names of the classes.
     """
 
