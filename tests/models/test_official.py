@@ -216,7 +216,7 @@ def toy_official(file: str, dead: Mapping[str, Dead]) -> Official:
         file=file,
         callables={"Toy": {}, "toy_small": dict(embed=2)},
         arguments=toy_arguments,
-        ignored="depth",
+        ignored=["depth"],
         modules={
             "stem": "stages.0.embed.conv.conv",
             "bn": "stages.0.embed.conv.norm",

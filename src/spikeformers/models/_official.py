@@ -8,7 +8,7 @@ is an error with both lists, unless it is declared dead.
 import fnmatch
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ class Official:
     callables: Mapping[str, Mapping[str, Any]]
     arguments: Callable[..., Mapping[str, Any]]
     modules: Mapping[str, str]
-    ignored: str = ""
+    ignored: Sequence[str] = ()
     axes: Mapping[str, int] = field(default_factory=dict)
     dead: Mapping[str, Dead] = field(default_factory=dict)
 
@@ -67,13 +67,12 @@ class Official:
     def build(self, name: str, corrected: bool, given: Mapping[str, Any]) -> Backbone:
         """Make our model from the arguments of the official constructor."""
         parameters = inspect.signature(self.arguments).parameters
-        ignored = self.ignored.split()
-        known = [key for key in (*parameters, *ignored) if key != "corrected"]
+        known = [key for key in (*parameters, *self.ignored) if key != "corrected"]
         for key in given:
             if key not in known:
                 raise ConfigError(f"{name} has no argument {key!r}{nearest(key, known)}")
         merged = {**self.callables[name], **given}
-        used = {key: value for key, value in merged.items() if key not in ignored}
+        used = {key: value for key, value in merged.items() if key not in self.ignored}
         for key, parameter in parameters.items():
             if parameter.default is parameter.empty and key not in used:
                 raise ConfigError(f"{name} needs the argument {key!r} of the official constructor")
@@ -191,8 +190,9 @@ def from_official(
     given = {official.to_ours(key) for key in state_dict}
     problems += [f"{official.to_theirs(k) or k} is missing" for k in expected if k not in given]
     if problems:
-        shown = "; ".join(problems[:20]) + ("; ..." if len(problems) > 20 else "")
-        raise CheckpointError(f"{len(problems)} keys do not fit {official.file}:{name}: {shown}")
+        raise CheckpointError(
+            f"{len(problems)} keys do not fit {official.file}:{name}: {'; '.join(problems)}"
+        )
     model.load_state_dict(found, assign=True)
     model.official_source = f"{official.file}:{name}"
     return model

@@ -263,8 +263,19 @@ register_official(
             "metaspikformer_8_768": _size(192, 384, 768, 960),
         },
         arguments=_from_constructor,
-        ignored="img_size_h img_size_w patch_size qkv_bias qk_scale drop_rate attn_drop_rate "
-        "drop_path_rate norm_layer depths sr_ratios",
+        ignored=(
+            "img_size_h",
+            "img_size_w",
+            "patch_size",
+            "qkv_bias",
+            "qk_scale",
+            "drop_rate",
+            "attn_drop_rate",
+            "drop_path_rate",
+            "norm_layer",
+            "depths",
+            "sr_ratios",
+        ),
         modules={
             **join(
                 {
