@@ -176,6 +176,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         (["train", "digits", "train.epoch=1"], "did you mean 'train.epochs'"),
         (["train", "digits", "train.timesteps=0"], "out of range"),
         (["train", "mnist"], "data.root=FOLDER"),
+        (["train", "digits", "--device", "cdua"], "--device cdua cannot be used here"),
         (["train", "mnist", f"data.root={tmp_path / 'empty'}"], "is empty"),
         ([*mnist, f"out={tmp_path / 'file' / 'run'}"], str(tmp_path / "file")),
         (["eval", str(tmp_path / "nothing")], "there is no checkpoint"),

@@ -16,8 +16,18 @@ from spikeformers.train.recipe import DataSection, Recipe, recipe_from_dict
 
 
 def default_device(device: str | None = None) -> torch.device:
-    """Return the named device; without a name a GPU if there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Return the named device; without a name a GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    # Builds without CUDA raise an AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
 
 
 def build_model(recipe: Recipe, dataset: ImageDataset) -> Backbone:
