@@ -34,7 +34,7 @@ def lif_forward(
             torch.sub(current, above_rest, out=h_t).mul_(gain).add_(v)
         else:
             torch.mul(above_rest, decay, out=h_t).add_(rest).add_(current)
-        fires(h_t - v_threshold, 0, out=s_t)
+        fires(h_t, v_threshold, out=s_t)
         if v_reset is None:
             torch.sub(h_t, s_t.to(h.dtype) * v_threshold, out=v)
         else:
@@ -63,7 +63,10 @@ def lif_backward(
     for h_t, grad_s, grad_x_t in reversed(list(zip(h, grad_spikes, grad_x, strict=True))):
         u = h_t - v_threshold
         grad_h = derivative(u, alpha).mul_(grad_s)
-        grad_h.add_(grad_v if v_reset is None else grad_v * stays(u, 0))
+        if v_reset is None:
+            grad_h.add_(grad_v)
+        else:
+            grad_h.addcmul_(grad_v, stays(u, 0, out=u))
         grad_v = grad_h * decay
         if decay_input:
             torch.sub(grad_h, grad_v, out=grad_x_t)
