@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeformers.errors import CheckpointError, ConfigError
 from spikeformers.models._backbone import Backbone
@@ -69,14 +69,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     return tensors, json.loads(header)
 
 
-def describe_model(model: Backbone) -> dict[str, Any]:
+def describe_model(model: nn.Module) -> dict[str, Any]:
     """Return the header entries that rebuild a model."""
     config = getattr(model, "config", None)
     if config is None:
         raise ConfigError("the model was not made by create_model: it has no name to save")
     return {
         "model": {"name": config.name, "overrides": dict(config.overrides)},
-        "official_source": model.official_source,
+        "official_source": getattr(model, "official_source", None),
     }
 
 
@@ -114,7 +114,7 @@ def _misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> l
     ]
 
 
-def save_model(model: Backbone, path: str | os.PathLike[str]) -> None:
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save the weights of a model made by `create_model`, with its name and overrides.
 
     Raises:
