@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from spikeformers.data import epoch_batches, load_dataset
-from spikeformers.errors import MissingExtraError, TrainingError
+from spikeformers.errors import ConfigError, MissingExtraError, TrainingError
 from spikeformers.models import load_model
 from spikeformers.tasks import Classification
 from spikeformers.train.checkpoint import Progress, resume, save_best, save_last
@@ -55,11 +55,21 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
     optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
     task = Classification(settings.timesteps, settings.label_smoothing)
 
-    out.mkdir(parents=True, exist_ok=True)
+    steps_per_epoch = len(train_set) // settings.batch_size
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"train.batch_size={settings.batch_size}, but there are {len(train_set)} images to "
+            "train on: choose a smaller one"
+        )
+    steps = settings.epochs * steps_per_epoch
+    warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+
     last, best = out / "last.safetensors", out / "best.safetensors"
     done = Progress(list(train_set.classes))
     if last.exists():
         done = resume(last, model, optimizer, recipe)
+    out.mkdir(parents=True, exist_ok=True)
+    bar = progress_bar(steps * settings.batch_size, done.epoch / settings.epochs)
     log = Log(out / "log.jsonl", epochs=done.epoch)
     parameters = sum(p.numel() for p in model.parameters())
     if done.epoch == 0:
@@ -71,10 +81,6 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
             environment=environment(where),
         )
 
-    steps_per_epoch = len(train_set) // settings.batch_size
-    steps = settings.epochs * steps_per_epoch
-    warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-    bar = progress_bar(steps * settings.batch_size, done.epoch / settings.epochs)
     for epoch in range(done.epoch + 1, settings.epochs + 1):
         start, loss_sum, hits, seen = time.perf_counter(), 0.0, 0, 0
         batches = epoch_batches(
