@@ -73,7 +73,15 @@ def test_not_gzip(tmp_path):
         load_dataset("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", gzip.compress(b"x"), bytes((0, 0, 8, 1))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"<html>", id="html"),
+        pytest.param(gzip.compress(b"x"), id="gzip"),  # its bytes hold the time: no id of their own
+        pytest.param(bytes((0, 0, 8, 1)), id="short"),
+    ],
+)
 def test_wrong_magic(tmp_path, content):
     write_idx_split(tmp_path, "train", 4)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
