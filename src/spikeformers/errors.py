@@ -29,6 +29,19 @@ class TrainingError(SpikeformersError):
     """Training cannot go on, for example because the loss stopped being finite."""
 
 
+class StoppedError(SpikeformersError):
+    """A signal stopped a run that has saved its state; the same command goes on.
+
+    Args:
+        message: Where it stopped.
+        signal: Number of the signal; the exit code is 128 more, as in a shell.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class MissingExtraError(SpikeformersError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 

@@ -160,7 +160,8 @@ class BatchNorm(_BatchNorm):
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = var * (count / (count - 1))
+            # One value per channel has no variance; the running one then learns that it is 0.
+            unbiased = var * (count / (count - 1).clamp(min=1))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         y = centred * torch.rsqrt(var + self.eps).view(channels)
         return (y * self.weight.view(channels) + self.bias.view(channels)).to(x.dtype)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 def sigmoid(u: Tensor, alpha: float) -> Tensor:
     """Derivative of `sigmoid(alpha u)`: `alpha s (1 - s)`. SpikingJelly's default, alpha 4."""
-    s = (alpha * u).sigmoid_()
-    return torch.addcmul(s, s, s, value=-1).mul_(alpha)
+    s = torch.sigmoid(alpha * u)
+    return alpha * torch.addcmul(s, s, s, value=-1)
 
 
 def atan(u: Tensor, alpha: float) -> Tensor:

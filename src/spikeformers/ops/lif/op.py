@@ -191,10 +191,10 @@ def lif_backward_op(
         alpha,
         strict,
     )
-    return grad_x, grad_v0, _sum_like(grad_decay, decay), _sum_like(grad_threshold, v_threshold)
+    return grad_x, grad_v0, sum_like(grad_decay, decay), sum_like(grad_threshold, v_threshold)
 
 
-def _sum_like(grad: Tensor, parameter: Tensor) -> Tensor:
+def sum_like(grad: Tensor, parameter: Tensor) -> Tensor:
     """Sum the elementwise gradient `[T, B, C, ...]` over all axes that the parameter lacks."""
     if grad.numel() == 0:
         return torch.zeros_like(parameter)

@@ -81,11 +81,12 @@ def lif_backward(
         dv_dh, dv_dthreshold = 1 - s + (v_reset - h) * through, (h - v_reset) * through
 
     grad_fired = grad_spikes.to(h.dtype) * slope
-    grad_h, grad_threshold = torch.empty_like(h), torch.empty_like(h)
+    grads_h, grads_threshold = [], []
     for t in reversed(range(len(h))):
-        grad_h[t] = grad_fired[t] + grad_v * dv_dh[t]
-        grad_threshold[t] = grad_v * dv_dthreshold[t] - grad_fired[t]
-        grad_v = grad_h[t] * decay
+        grads_h.append(grad_fired[t] + grad_v * dv_dh[t])
+        grads_threshold.append(grad_v * dv_dthreshold[t] - grad_fired[t])
+        grad_v = grads_h[-1] * decay
+    grad_h, grad_threshold = torch.stack(grads_h[::-1]), torch.stack(grads_threshold[::-1])
     grad_x = grad_h * (1 - decay) if decay_input else grad_h
     if x is None:
         return grad_x, grad_v, h.new_empty(0), grad_threshold
