@@ -138,6 +138,7 @@ def test_read_image_truncated(tmp_path):
 
 
 def test_read_image_without_pillow(tmp_path, monkeypatch):
+    (tmp_path / "image.png").touch()
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtraError, match="pillow"):
         read_image(tmp_path / "image.png", 3)
@@ -146,7 +147,7 @@ def test_read_image_without_pillow(tmp_path, monkeypatch):
 def test_importing_the_room_imports_no_extra():
     code = (
         "import sys, spikeformers.data; "
-        "assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules)"
+        "assert not {'torchvision', 'sklearn', 'PIL', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

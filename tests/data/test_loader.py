@@ -187,3 +187,117 @@ def test_image_folder_with_workers(image_folder):
 def test_wrong_arguments(argument, message):
     with pytest.raises(InputError, match=message):
         load(**argument)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_ranks_together_see_what_one_process_sees(batch_size, ranks):
+    whole = load(batch_size=batch_size)
+    parts = [load(batch_size=batch_size, rank=r, ranks=ranks) for r in range(ranks)]
+    for number, (images, labels) in enumerate(whole):
+        there = [part[number] for part in parts if number < len(part)]
+        assert torch.equal(torch.cat([x for x, _ in there]), images)
+        assert torch.equal(torch.cat([y for _, y in there]), labels)
+
+
+def test_an_empty_part_is_left_out():
+    assert [len(load(batch_size=3, rank=r, ranks=2)) for r in (0, 1)] == [4, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_going_on_in_the_middle_of_an_epoch(first, workers):
+    options = dict(batch_size=4, seed=1, epoch=0, shuffle=True, workers=workers, first=first)
+    rest = epoch_batches(Ramp(), noisy, **options)
+    assert len(rest) == 3 - first
+    assert same(list(rest), load()[first:])
+
+
+def test_going_on_as_one_of_several_ranks():
+    arguments = dict(drop_last=True, rank=1, ranks=2)
+    assert same(load(first=1, **arguments), load(**arguments)[1:])
+
+
+class Damaged(Ramp):
+    """A ramp in which some images cannot be read."""
+
+    def __init__(self, *damaged):
+        self.damaged = damaged
+
+    def __getitem__(self, index):
+        if index in self.damaged:
+            raise DataError(f"cannot read the image {index}.png")
+        return super().__getitem__(index)
+
+
+def open_damaged(*damaged, transform=value, **changes):
+    arguments = dict(batch_size=2, seed=1, epoch=0, shuffle=False)
+    return epoch_batches(Damaged(*damaged), transform, **{**arguments, **changes})
+
+
+def values(batches):
+    return [images[:, 0, 0, 0].int().tolist() for images, _ in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_skipped(workers):
+    batches = open_damaged(1, 4, 5, unreadable="skip", workers=workers)
+    assert values(batches) == [[0], [2, 3], [6, 7], [8, 9]]
+    assert batches.skipped == [f"cannot read the image {i}.png" for i in (1, 4, 5)]
+    assert values(batches) == [[0], [2, 3], [6, 7], [8, 9]]
+    assert len(batches.skipped) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_replaced_by_the_next_one(workers):
+    batches = open_damaged(1, 4, 5, 9, unreadable="replace", workers=workers)
+    assert values(batches) == [[0, 2], [2, 3], [6, 6], [6, 7], [8, 0]]
+    assert batches.skipped == [f"cannot read the image {i}.png" for i in (1, 4, 5, 9)]
+    assert next(iter(batches))[1].tolist() == [0, 0]
+
+
+def test_a_replacement_is_transformed_with_the_seed_of_its_place():
+    whole = torch.cat([images for images, _ in open_damaged(transform=noisy)])
+    replaced = open_damaged(3, transform=noisy, unreadable="replace")
+    replaced = torch.cat([images for images, _ in replaced])
+    torch.testing.assert_close(replaced[3], whole[3] + 1)
+    assert torch.equal(replaced[4:], whole[4:])
+
+
+def test_skipping_leaves_the_other_images_as_they_are():
+    skipped = open_damaged(3, transform=noisy, shuffle=True, unreadable="skip")
+    noise = by_sample(open_damaged(transform=noisy, shuffle=True))
+    del noise[3]
+    assert by_sample(skipped) == noise
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("unreadable", ["skip", "replace"])
+def test_nothing_is_readable(unreadable, workers):
+    batches = open_damaged(*range(10), unreadable=unreadable, workers=workers)
+    with pytest.raises(DataError, match=r"^not one of the 10 images can be read: .* 0\.png$"):
+        list(batches)
+
+
+def test_other_errors_do_not_count_as_unreadable():
+    def refuse(_image):
+        raise InputError("no such image")
+
+    with pytest.raises(InputError, match="no such image"):
+        list(open_damaged(transform=refuse, unreadable="skip"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (dict(first=-1), "first is -1, expected at least 0"),
+        (dict(ranks=0), "ranks is 0, expected at least 1"),
+        (dict(rank=2, ranks=2), "rank is 2, expected 0 to 1 for 2 ranks"),
+        (dict(rank=-1), "rank is -1, expected 0 to 0"),
+        (dict(ranks=3, drop_last=True), "batch_size is 4, expected a multiple of the 3 ranks"),
+        (dict(unreadable="ignore"), "unreadable is 'ignore', expected 'fail', 'skip' or 'replace'"),
+    ],
+)
+def test_wrong_arguments_of_shared_and_damaged_data(argument, message):
+    with pytest.raises(InputError, match=message):
+        load(**argument)

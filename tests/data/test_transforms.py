@@ -1,6 +1,8 @@
 import pickle
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,3 +177,144 @@ def test_augment_without_torchvision(monkeypatch):
     Augment(Preprocess(8, **GREY))
     with pytest.raises(MissingExtraError, match=r"'torchvision'.*spikeformers\[train\]"):
         Augment(Preprocess(8, **GREY), flip=True)
+
+
+RGB = dict(mean=(0.25, 0.5, 0.75), std=(1.0, 1.0, 1.0), channels=3)
+POLICY = "rand-m9-mstd0.5-inc1"
+
+
+def seeded(transform, image, seed=3):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    return transform(image)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 31), (3, 33, 17), (3, 14, 14), (3, 13, 5)])
+@pytest.mark.parametrize("crop", [0.5, 0.8, 0.875])
+def test_preprocess_crop_equals_torchvisions_resize_and_centre_crop(shape, crop):
+    image = random_image(*shape)
+    result = Preprocess(11, (0.0,) * 3, (1.0,) * 3, 3, crop)(image)
+    v2 = _torchvision().transforms.v2
+    resized = v2.functional.resize(image / 255, round(11 / crop), antialias=True)
+    top, left = (resized.shape[1] - 11) // 2, (resized.shape[2] - 11) // 2
+    torch.testing.assert_close(result, resized[:, top : top + 11, left : left + 11])
+
+
+def test_preprocess_crop_cuts_the_border_off():
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    image[:, 2:6, 2:6] = 255
+    assert torch.equal(Preprocess(4, **GREY, crop=0.5)(image), torch.full((1, 4, 4), 2.0))
+
+
+@pytest.mark.parametrize("crop", [0, -0.5, 1.01, float("nan")])
+def test_preprocess_refuses_other_crops(crop):
+    with pytest.raises(InputError, match=r"crop is .*, expected a share in \(0, 1\]"):
+        Preprocess(4, **GREY, crop=crop)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resized_crop_takes_a_part_of_the_original(channels):
+    preprocess = Preprocess(9, (0.0,) * channels, (1.0,) * channels, channels)
+    augment = Augment(preprocess, resized_crop=0.2)
+    # The columns rise to the right, so the range of a result is the width of what was cut out.
+    image = torch.arange(40, dtype=torch.uint8).expand(channels, 30, 40) * 6
+    torch.manual_seed(0)
+    results = [augment(image) for _ in range(50)]
+    assert all((x.shape, x.dtype) == ((channels, 9, 9), torch.float32) for x in results)
+    widths = torch.stack([x[0, 4, 8] - x[0, 4, 0] for x in results]) * 255 / 6
+    assert widths.min() < 18 and 25 < widths.max() < 40
+    assert min(x.min() for x in results) >= 0 and max(x.max() for x in results) <= 1
+
+
+def test_resized_crop_refuses_what_resize_refuses():
+    augment = Augment(Preprocess(4, **GREY), resized_crop=0.5)
+    with pytest.raises(InputError, match="images has 3 channels, expected 1"):
+        augment(random_image(3, 8, 8))
+    with pytest.raises(InputError, match=r"images is torch\.float32"):
+        augment(torch.zeros(1, 8, 8))
+
+
+def test_random_erasing_fills_a_rectangle_with_noise():
+    augment = Augment(Preprocess(16, **GREY), random_erasing=0.5)
+    white = torch.full((1, 16, 16), 255, dtype=torch.uint8)
+    torch.manual_seed(0)
+    changed = torch.cat([augment(white) for _ in range(200)]) != 2.0
+    areas = changed.sum((1, 2)) / 256
+    assert 70 < (areas > 0).sum() < 130
+    assert areas.max() < 0.4
+    rectangle = next(x for x in changed if x.sum() > 10)
+    assert rectangle.sum() == rectangle.any(0).sum() * rectangle.any(1).sum()
+
+
+def test_timm_augment_is_a_function_of_the_seeds():
+    pytest.importorskip("timm")
+    preprocess = Preprocess(12, **RGB)
+    augment = Augment(preprocess, timm_augment=POLICY)
+    image = random_image(3, 20, 17)
+    results = [seeded(augment, image, seed) for seed in range(10)]
+    assert any(not torch.equal(x, results[0]) for x in results)
+    for seed, result in enumerate(results):
+        assert (result.shape, result.dtype) == ((3, 12, 12), torch.float32)
+        assert torch.equal(seeded(augment, image, seed), result)
+        pixels = result + preprocess.mean
+        assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
+
+
+def test_timm_augment_fills_with_the_mean():
+    pytest.importorskip("timm")
+    augment = Augment(Preprocess(16, **RGB), timm_augment="rand-m10-n9-p1")
+    white = torch.full((3, 16, 16), 255, dtype=torch.uint8)
+    # Colours may change after the fill, but not in all of the images.
+    corners = torch.stack([seeded(augment, white, seed)[:, 0, 0] for seed in range(200)])
+    assert (corners.abs() < 0.003).all(1).any()
+
+
+def test_every_change_survives_pickling_together():
+    pytest.importorskip("timm")
+    changes = {**EVERY_CHANGE, "rand_augment_ops": 0, "resized_crop": 0.3, "random_erasing": 0.9}
+    augment = Augment(Preprocess(8, **RGB, crop=0.9), timm_augment=POLICY, **changes)
+    pickled = pickle.dumps(augment)
+    assert b"timm." not in pickled
+    image = random_image(3, 11, 8)
+    assert torch.equal(seeded(augment, image), seeded(pickle.loads(pickled), image))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "",
+        "rand-",
+        "rand-foo",
+        "rand-m9.5",
+        "rand-tmine",
+        "rand-n99-tweights",
+        "original",
+        "rand_m9",
+    ],
+)
+def test_timm_augment_refuses_other_policies(policy):
+    with pytest.raises(InputError, match=r"timm_augment='.*' is no policy of timm's RandAugment"):
+        Augment(Preprocess(8, **RGB), timm_augment=policy)
+
+
+def test_timm_augment_refuses_grey_images_and_a_second_policy():
+    with pytest.raises(InputError, match=r"works on RGB, but the images have 1 channel: use"):
+        Augment(Preprocess(8, **GREY), timm_augment=POLICY)
+    with pytest.raises(InputError, match=r"rand_augment_ops=2 and timm_augment=.* exclude"):
+        Augment(Preprocess(8, **RGB), timm_augment=POLICY, rand_augment_ops=2)
+
+
+def test_timm_augment_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"'timm'.*spikeformers\[timm\]"):
+        Augment(Preprocess(8, **RGB), timm_augment=POLICY)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [dict(resized_crop=0), dict(resized_crop=1.1), dict(random_erasing=-0.1)],
+)
+def test_crops_and_erasing_refuse_values_out_of_range(argument):
+    with pytest.raises(InputError, match=f"{next(iter(argument))} is .* expected"):
+        Augment(Preprocess(8, **GREY), **argument)

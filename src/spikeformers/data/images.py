@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,10 @@ from spikeformers.data._class_names import (
     DIGIT_CLASSES,
     FASHION_CLASSES,
 )
+from spikeformers.data._decode import decode_image
 from spikeformers.data._idx import read_idx_split
+from spikeformers.data._shards import read_shards
+from spikeformers.data._tiny_imagenet import ARCHIVE, FOLDER, read_tiny_imagenet_split
 from spikeformers.data._torchvision import _torchvision
 from spikeformers.errors import ConfigError, DataError, InputError, MissingExtraError
 
@@ -155,22 +157,9 @@ def read_image(path: str | Path, channels: int) -> Tensor:
     """
     if channels not in (1, 3):
         raise InputError(f"channels is {channels!r}, expected 1 for grey or 3 for RGB")
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "train") from error
     if not Path(path).is_file():
         raise DataError(f"there is no image file {path}: check the path")
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    # Pillow's decoders raise OSError, SyntaxError, struct.error and others for damaged files.
-    except Exception as error:
-        raise DataError(
-            f"cannot read the image {path} ({error}): replace or remove the file"
-        ) from error
-    image_hwc = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels))
-    return image_hwc.permute(2, 0, 1).contiguous()
+    return decode_image(Path(path), channels, str(path))
 
 
 def _load_digits(_root: Path, split: str) -> ArrayImages:
@@ -222,6 +211,10 @@ def _load_folder(root: Path, split: str) -> FileImages:
     return FileImages(samples, classes)
 
 
+def _load_tiny_imagenet(root: Path, split: str) -> FileImages:
+    return FileImages(*read_tiny_imagenet_split(root, split))
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a data set comes from.
@@ -229,31 +222,48 @@ class Source:
     Attributes:
         files: What `root` has to contain, in words; empty if nothing is read from there.
         load: Reads one split from `root`.
+        test_images: Size of the whole test split, where everybody's is the same.
     """
 
     files: str
     load: Callable[[Path, str], ImageDataset]
+    test_images: int | None = None
 
 
 _IDX_FILES = (
     "the files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
     "t10k-labels-idx1-ubyte, plain or .gz, as distributed"
 )
+_TORONTO = "as distributed at www.cs.toronto.edu/~kriz/cifar.html"
 
 DATASETS: dict[str, Source] = {
     "cifar10": Source(
-        f"the file {CIFAR10.archive} as distributed, or the folder {CIFAR10.folder} from it",
+        f"the file {CIFAR10.archive} {_TORONTO}, or the folder {CIFAR10.folder} from it",
         partial(_load_cifar, layout=CIFAR10, classes=CIFAR10_CLASSES),
+        test_images=10_000,
     ),
     "cifar100": Source(
-        f"the file {CIFAR100.archive} as distributed, or the folder {CIFAR100.folder} from it",
+        f"the file {CIFAR100.archive} {_TORONTO}, or the folder {CIFAR100.folder} from it",
         partial(_load_cifar, layout=CIFAR100, classes=CIFAR100_CLASSES),
+        test_images=10_000,
     ),
-    "digits": Source("", _load_digits),
+    "digits": Source("", _load_digits, test_images=360),
     "fashion_mnist": Source(
-        _IDX_FILES, partial(_load_idx, raw="FashionMNIST/raw", classes=FASHION_CLASSES)
+        f"{_IDX_FILES} at github.com/zalandoresearch/fashion-mnist",
+        partial(_load_idx, raw="FashionMNIST/raw", classes=FASHION_CLASSES),
+        test_images=10_000,
     ),
     "image_folder": Source("the images as <split>/<class>/<name>.jpg", _load_folder),
-    "mnist": Source(_IDX_FILES, partial(_load_idx, raw="MNIST/raw", classes=DIGIT_CLASSES)),
+    "mnist": Source(
+        f"{_IDX_FILES} at yann.lecun.com/exdb/mnist",
+        partial(_load_idx, raw="MNIST/raw", classes=DIGIT_CLASSES),
+        test_images=10_000,
+    ),
+    "tiny_imagenet": Source(
+        f"the folder {FOLDER} from {ARCHIVE}, as distributed at cs231n.stanford.edu",
+        _load_tiny_imagenet,
+        test_images=10_000,
+    ),
+    "webdataset": Source("the shards train*.tar and val*.tar, of .jpg and .cls files", read_shards),
 }
 """The data sets that `load_dataset` knows, by name."""

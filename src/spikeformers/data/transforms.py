@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikeformers.data._timm import import_timm
 from spikeformers.data._torchvision import _torchvision
 from spikeformers.errors import InputError
 
@@ -16,14 +18,15 @@ from spikeformers.errors import InputError
 class Preprocess:
     """The evaluation transform: resize, scale to 0..1, normalise.
 
-    `y = (resize(x) / 255 - mean) / std`. The short side is resized to `image_size` (bilinear, with
-    antialiasing), then the centre is cut out. It works on one image and on a batch.
+    `y = (resize(x) / 255 - mean) / std`. The short side is resized to `image_size / crop`
+    (bilinear, with antialiasing), then the centre is cut out. It works on one image and on a batch.
 
     Args:
         image_size: Side `S` of the square result, in pixels.
         mean: Mean of each channel, for values in 0..1.
         std: Standard deviation of each channel, for values in 0..1.
         channels: Number of channels `C`.
+        crop: Share of the resized short side that is kept, in (0, 1]; ImageNet's habit is 0.875.
 
     Shape:
         uint8 `[C, H, W]` -> float32 `[C, S, S]`, or with a batch axis `[B, ...]` in front of both.
@@ -33,7 +36,12 @@ class Preprocess:
     """
 
     def __init__(
-        self, image_size: int, mean: Sequence[float], std: Sequence[float], channels: int
+        self,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: int,
+        crop: float = 1.0,
     ) -> None:
         if image_size < 1:
             raise InputError(f"image_size is {image_size}, expected at least 1 pixel")
@@ -45,7 +53,10 @@ class Preprocess:
                 )
         if min(std) <= 0:
             raise InputError(f"std is {list(std)}, expected positive values: use 1.0 for no change")
+        if not 0 < crop <= 1:
+            raise InputError(f"crop is {crop}, expected a share in (0, 1]")
         self.image_size = image_size
+        self.short_side = round(image_size / crop)
         self.channels = channels
         self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
@@ -56,6 +67,23 @@ class Preprocess:
 
     def resize(self, images: Tensor) -> Tensor:
         """Return float32 images of the final size with values in 0..1."""
+        self.check(images)
+        size = self.image_size
+        height, width = images.shape[-2:]
+        side, short = self.short_side, min(height, width)
+        resized = (side * height // short, side * width // short)
+        pixels = images / 255
+        if resized != (height, width):
+            batch = pixels if pixels.ndim == 4 else pixels[None]
+            batch = F.interpolate(batch, resized, mode="bilinear", antialias=True)
+            pixels = batch if pixels.ndim == 4 else batch[0]
+        if resized == (size, size):
+            return pixels
+        top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
+        return pixels[..., top : top + size, left : left + size]
+
+    def check(self, images: Tensor) -> None:
+        """Raise `InputError` if images are not uint8 with the right channels."""
         if images.dtype != torch.uint8 or images.ndim not in (3, 4):
             raise InputError(
                 f"images is {images.dtype} {list(images.shape)}, expected uint8 [C, H, W] or "
@@ -66,23 +94,18 @@ class Preprocess:
                 f"images has {images.shape[-3]} channels, expected {self.channels}: read the file "
                 f"with read_image(path, channels={self.channels})"
             )
-        size = self.image_size
-        height, width = images.shape[-2:]
-        short = min(height, width)
-        resized = (size * height // short, size * width // short)
-        pixels = images / 255
-        if resized != (height, width):
-            batch = pixels if pixels.ndim == 4 else pixels[None]
-            batch = F.interpolate(batch, resized, mode="bilinear", antialias=True)
-            pixels = batch if pixels.ndim == 4 else batch[0]
-        if height == width:
-            return pixels
-        top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
-        return pixels[..., top : top + size, left : left + size]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation."""
         return (images - self.mean) / self.std
+
+
+Change = Callable[[Tensor], Tensor]
+
+# timm itself passes over most of what it does not know.
+_TIMM_POLICY = re.compile(
+    r"rand(-(m\d+|n\d|p[01](\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*"
+)
 
 
 class Augment:
@@ -90,6 +113,8 @@ class Augment:
 
     Args:
         preprocess: The evaluation transform, whose resize and normalisation are used.
+        resized_crop: Instead of the resize: cut out a random rectangle of at least this share of
+            the area, with sides 3:4 to 4:3, and resize it to the square.
         flip: Mirror left and right, for half of the images.
         crop_padding: Pad by so many black pixels and cut out a square of the final size.
         rotate: Rotate by up to so many degrees to either side.
@@ -97,22 +122,27 @@ class Augment:
         scale: Enlarge or shrink by up to this fraction.
         rand_augment_ops: Number of RandAugment operations per image.
         rand_augment_magnitude: Their strength, 0 to 30.
+        timm_augment: Instead of those: a policy of timm's RandAugment, for example
+            "rand-m9-mstd0.5-inc1".
+        random_erasing: Chance of filling a rectangle of 2 to 33 % of the area with noise.
 
     Shape:
         uint8 `[C, H, W]` -> float32 `[C, S, S]`.
 
     Raises:
         InputError: If a number is out of its range.
-        MissingExtraError: If a change is switched on and torchvision is not installed.
+        MissingExtraError: If a change is switched on and torchvision or timm is not installed.
 
-    Reference:
-        RandAugment: Cubuk et al., NeurIPS 2020, arXiv:1909.13719.
+    References:
+        RandAugment: Cubuk et al., NeurIPS 2020, arXiv:1909.13719;
+        random erasing: Zhong et al., AAAI 2020, arXiv:1708.04896.
     """
 
     def __init__(
         self,
         preprocess: Preprocess,
         *,
+        resized_crop: float | None = None,
         flip: bool = False,
         crop_padding: int = 0,
         rotate: float = 0.0,
@@ -120,14 +150,24 @@ class Augment:
         scale: float = 0.0,
         rand_augment_ops: int = 0,
         rand_augment_magnitude: int = 9,
+        timm_augment: str | None = None,
+        random_erasing: float = 0.0,
     ) -> None:
+        _check_range("resized_crop", 1 if resized_crop is None else resized_crop, 1e-6, 1)
         _check_range("crop_padding", crop_padding, 0, preprocess.image_size)
         _check_range("rotate", rotate, 0, 180)
         _check_range("translate", translate, 0, 1)
         _check_range("scale", scale, 0, 0.99)
         _check_range("rand_augment_ops", rand_augment_ops, 0, 100)
         _check_range("rand_augment_magnitude", rand_augment_magnitude, 0, 30)
+        _check_range("random_erasing", random_erasing, 0, 1)
+        if rand_augment_ops and timm_augment:
+            raise InputError(
+                f"rand_augment_ops={rand_augment_ops} and timm_augment={timm_augment!r} exclude "
+                "each other: set rand_augment_ops to 0, or timm_augment to None"
+            )
         self.preprocess = preprocess
+        self.resized_crop = resized_crop
         self.flip = flip
         self.crop_padding = crop_padding
         self.rotate = rotate
@@ -135,17 +175,27 @@ class Augment:
         self.scale = scale
         self.rand_augment_ops = rand_augment_ops
         self.rand_augment_magnitude = rand_augment_magnitude
-        self._changes = self._build()
+        self.timm_augment = timm_augment
+        self.random_erasing = random_erasing
+        self._build()
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Transform one image; the randomness comes from torch's global generator."""
-        pixels = self.preprocess.resize(image)
+        """Transform one image.
+
+        The randomness comes from torch's global generator, with timm from Python's and numpy's too.
+        """
+        pixels = self._resize(image)
         for change in self._changes:
             pixels = change(pixels)
-        return self.preprocess.normalise(pixels)
+        pixels = self.preprocess.normalise(pixels)
+        return pixels if self._erase is None else self._erase(pixels)
 
-    def _build(self) -> list[Callable[[Tensor], Tensor]]:
-        changes: list[Callable[[Tensor], Tensor]] = []
+    def _build(self) -> None:
+        """Make torchvision's objects, which do not survive the way into a worker process."""
+        self._resize: Change = self.preprocess.resize
+        if self.resized_crop is not None:
+            self._resize = _random_resized_crop(self.preprocess, self.resized_crop)
+        changes: list[Change] = []
         if self.crop_padding:
             size = self.preprocess.image_size
             changes.append(_v2().RandomCrop(size, padding=self.crop_padding))
@@ -160,22 +210,26 @@ class Augment:
                 interpolation=_v2().InterpolationMode.BILINEAR,
             )
             changes.append(rand_augment)
-        return changes
+        if self.timm_augment is not None:
+            changes.append(_timm_augment(self.timm_augment, self.preprocess))
+        self._changes = changes
+        erase = self.random_erasing and _v2().RandomErasing(self.random_erasing, value="random")
+        self._erase: Change | None = erase or None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out torchvision's objects: a fresh worker process rebuilds them."""
-        return {name: value for name, value in vars(self).items() if name != "_changes"}
+        """Leave out what `_build` makes: a fresh worker process makes it anew."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._changes = self._build()
+        self._build()
 
 
 def _v2() -> Any:
     return _torchvision().transforms.v2
 
 
-def _random_affine(rotate: float, translate: float, scale: float) -> Callable[[Tensor], Tensor]:
+def _random_affine(rotate: float, translate: float, scale: float) -> Change:
     v2 = _v2()
     affine = v2.RandomAffine(rotate, translate=(translate, translate), scale=(1 - scale, 1 + scale))
     bilinear = v2.InterpolationMode.BILINEAR
@@ -186,6 +240,41 @@ def _random_affine(rotate: float, translate: float, scale: float) -> Callable[[T
         params = affine.make_params([image])
         changed: Tensor = v2.functional.affine_image(image, **params, interpolation=bilinear)
         return changed
+
+    return change
+
+
+def _random_resized_crop(preprocess: Preprocess, least: float) -> Change:
+    crop = _v2().RandomResizedCrop(preprocess.image_size, scale=(least, 1), antialias=True)
+
+    def change(image: Tensor) -> Tensor:
+        preprocess.check(image)
+        cut: Tensor = crop(image)
+        return cut / 255
+
+    return change
+
+
+def _timm_augment(policy: str, preprocess: Preprocess) -> Change:
+    if not _TIMM_POLICY.fullmatch(policy):
+        raise InputError(
+            f"timm_augment={policy!r} is no policy of timm's RandAugment, expected for example "
+            "'rand-m9-mstd0.5-inc1'"
+        )
+    if preprocess.channels != 3:
+        raise InputError(
+            f"timm_augment={policy!r} works on RGB, but the images have {preprocess.channels} "
+            "channel: use rand_augment_ops"
+        )
+    fill = tuple(round(255 * mean) for mean in preprocess.mean.flatten().tolist())
+    options = {"img_mean": fill, "translate_const": int(0.45 * preprocess.image_size)}
+    augment = import_timm().data.auto_augment.rand_augment_transform(policy, options)
+    functional = _v2().functional
+
+    def change(image: Tensor) -> Tensor:
+        picture = functional.to_pil_image((image * 255).round().to(torch.uint8))
+        changed: Tensor = functional.pil_to_tensor(augment(picture))
+        return changed / 255
 
     return change
 
