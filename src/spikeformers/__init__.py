@@ -13,6 +13,7 @@ from spikeformers.layers import fold
 from spikeformers.models import (
     create_model,
     from_official,
+    from_pretrained,
     list_models,
     load_model,
     official_names,
@@ -31,6 +32,7 @@ __all__ = [
     "encode",
     "fold",
     "from_official",
+    "from_pretrained",
     "list_models",
     "load_model",
     "official_names",

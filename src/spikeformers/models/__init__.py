@@ -20,6 +20,8 @@ from spikeformers.models._weights import (
     write_checkpoint,
 )
 
+from_pretrained = Backbone.from_pretrained
+
 __all__ = [
     "Backbone",
     "ModelConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "create_model",
     "describe_model",
     "from_official",
+    "from_pretrained",
     "list_models",
     "load_model",
     "official_names",

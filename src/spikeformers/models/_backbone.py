@@ -1,8 +1,9 @@
 """The skeleton that all architectures share: stages of embedding and blocks, then a head."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,10 +48,13 @@ class Backbone(nn.Module):
         strides: Stride of each stage's map relative to the input.
         config: The registered name and the overrides, where `create_model` made the model.
         official_source: Where the weights came from, where `from_official` loaded them.
+        pretrained: Content of `config.json`, where `from_pretrained` loaded the model: how to feed
+            it (`classes`, `preprocessing`, `timesteps`), as far as it was saved.
     """
 
     config: Any = None
     official_source: Any = None
+    pretrained: Any = None
 
     def __init__(
         self, stages: Iterable[Stage], head: nn.Module | None, in_channels: int = 3
@@ -80,6 +84,66 @@ class Backbone(nn.Module):
     def readout(self, y: Tensor) -> Tensor:
         """Turn per-step scores `[T, B, K]` into scores `[B, K]`: the mean over time."""
         return y.mean(0)
+
+    def save_pretrained(self, folder: str | Path, *, card: Mapping[str, Any] | None = None) -> None:
+        """Write `model.safetensors`, `config.json` and a model card, `README.md`.
+
+        Args:
+            folder: New, or written by this method before; then it is written anew.
+            card: What to say about the model, as plain data, each entry optional: `classes`
+                (names), `preprocessing` (`image_size`, `mean`, `std`, `crop`), `timesteps`,
+                `license`, `tags`, `recipe` (the training, written to `recipe.yaml`), and `figures`:
+                measured ones, each with `data`, `top1` (percent), `seed`, `hardware`, `command`,
+                and if you like `images`, `timesteps`, `minutes`, `note`.
+
+        Raises:
+            ConfigError: If the card is not as above, or the model has no registered name.
+            CheckpointError: If the model was changed since it was made (folded, for example), or
+                the folder holds other files of these names or cannot be written.
+            MissingExtraError: If huggingface_hub is not installed.
+        """
+        from spikeformers.models._hub import HubModel
+
+        HubModel(self, card).save_pretrained(folder)
+
+    def push_to_hub(
+        self, name: str, *, card: Mapping[str, Any] | None = None, **options: Any
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository, and return the commit's address.
+
+        Args:
+            name: `owner/name`; made if it is not there.
+            card: See `save_pretrained`.
+            options: Of huggingface_hub's `ModelHubMixin.push_to_hub`: `private`, `token`, `branch`,
+                `commit_message`, `create_pr`.
+
+        Raises:
+            CheckpointError: If the Hub cannot be reached or refuses; else as `save_pretrained`.
+        """
+        from spikeformers.models._hub import HubModel
+
+        return HubModel(self, card).push_to_hub(name, **options)
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path, *, revision: str | None = None, **options: Any
+    ) -> "Backbone":
+        """Load a model that `save_pretrained` or `push_to_hub` wrote, in eval mode, on the CPU.
+
+        Args:
+            name: A folder, or `owner/name` on the Hub.
+            revision: Branch, tag or commit there; default: the main branch.
+            options: Of huggingface_hub's `hf_hub_download`: `token`, `cache_dir`,
+                `force_download`, `local_files_only`.
+
+        Raises:
+            CheckpointError: If there is no such folder or repository, the Hub cannot be reached, or
+                what is there was not written by this library.
+            MissingExtraError: If huggingface_hub is not installed.
+        """
+        from spikeformers.models._hub import HubModel
+
+        return HubModel.from_pretrained(name, revision=revision, **options).backbone
 
     def _check(self, x: Tensor) -> None:
         """Raise `InputError` with the likely fix."""

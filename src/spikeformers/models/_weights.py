@@ -38,6 +38,9 @@ def write_checkpoint(
         mode = partial.stat().st_mode
         save_file(contiguous, partial, metadata={_HEADER: json.dumps(header)})
         partial.chmod(mode)
+        with partial.open("rb") as file:
+            # Renamed before its content is on disk, a file could be empty after a power cut.
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
