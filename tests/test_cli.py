@@ -69,6 +69,15 @@ def test_predict_names_three_classes_for_each_image(
     assert all(len(row["classes"]) == 3 and sum(row["probabilities"]) <= 1 for row in rows)
 
 
+def test_share_makes_a_folder_that_loads(run: Path, tmp_path: Path, capsys: Output) -> None:
+    facts = ask(["share", str(run), "-o", str(tmp_path / "shared"), "--license", "mit"], capsys)
+    assert facts == {"folder": str(tmp_path / "shared"), "pushed_to": None}
+    model, best = sf.from_pretrained(tmp_path / "shared"), sf.load_model(run / "best.safetensors")
+    x = torch.rand(2, 1, 1, 16, 16)
+    assert torch.equal(model(x), best(x))
+    assert "license: mit" in (tmp_path / "shared/README.md").read_text()
+
+
 def test_list_info_doctor_and_audit(run: Path, capsys: Output) -> None:
     assert ask(["list", "*_15m"], capsys) == {"meta_spikeformer_15m": 15_112_208}
     facts = ask(["info", "meta_spikeformer_tiny"], capsys)
@@ -174,7 +183,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
     for arguments, expected in [
         (["train", "digitz"], "did you mean 'digits'"),
         (["train", "digits", "train.epoch=1"], "did you mean 'train.epochs'"),
-        (["train", "digits", "train.timesteps=0"], "out of range"),
+        (["train", "digits", "train.timesteps=0"], "expected at least 1"),
         (["train", "mnist"], "data.root=FOLDER"),
         (["train", "digits", "--device", "cdua"], "--device cdua cannot be used here"),
         (["train", "mnist", f"data.root={tmp_path / 'empty'}"], "is empty"),

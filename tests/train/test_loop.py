@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from spikeformers.errors import CheckpointError, ConfigError, DataError, TrainingError
-from spikeformers.models import load_model
+from spikeformers.models import load_model, read_checkpoint
 from spikeformers.train import Recipe, evaluate_checkpoint, fit, load_trained
 from spikeformers.train import loop as loop_module
 
@@ -23,7 +23,11 @@ def log_of(recipe: Recipe) -> list[dict[str, object]]:
 
 def without_times(entries: list[dict[str, object]]) -> list[dict[str, object]]:
     timed = {"seconds", "images_per_second", "recipe"}
-    return [{k: v for k, v in entry.items() if k not in timed} for entry in entries]
+    return [
+        {k: v for k, v in entry.items() if k not in timed}
+        for entry in entries
+        if entry["event"] != "resume"
+    ]
 
 
 def test_a_run_writes_checkpoints_metrics_and_log(small: Small) -> None:
@@ -58,7 +62,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 
     def stop_after_two(*arguments: object) -> None:
         save_last(*arguments)
-        if arguments[-1].epoch == 2:
+        if arguments[1].done.epoch == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(loop_module, "save_last", stop_after_two)
@@ -114,9 +118,40 @@ def test_bfloat16_trains(small: Small) -> None:
     assert fit(small("train.epochs=1", "train.precision=bfloat16"))["loss"] > 0
 
 
-def test_a_non_finite_loss_stops_and_names_the_checkpoint(small: Small) -> None:
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step .*last\.safe"):
-        fit(small("train.learning_rate=1.0e+38", "train.clip_norm=null", "train.warmup_epochs=0"))
+def test_a_non_finite_loss_stops_and_names_step_batch_and_checkpoint(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps an epoch, a checkpoint after each; the rate explodes in the second epoch."""
+
+    def explode(step: int, *_: object) -> float:
+        return 1e38 if step == 2 else 1e-3
+
+    monkeypatch.setattr(loop_module, "learning_rate_at", explode)
+    recipe = small("train.clip_norm=null", "train.recalibration_batches=0")
+    with pytest.raises(
+        TrainingError, match=r"the loss became (nan|inf) at step 3 \(epoch 2, batch 1\).*last\.safe"
+    ):
+        fit(recipe)
+    header = read_checkpoint(Path(recipe.out) / "last.safetensors")[1]
+    assert header["progress"]["step"] == 2
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small("train.clip_norm=null", "train.checkpoint_steps=1")
+    update = loop_module._update
+
+    def poison(run: object, *arguments: object) -> None:
+        update(run, *arguments)
+        if run.training.done.step == 1:
+            next(run.training.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(loop_module, "_update", poison)
+    with pytest.raises(TrainingError, match=r"is not finite after step 2.*last\.safe"):
+        fit(recipe)
+    header = read_checkpoint(Path(recipe.out) / "last.safetensors")[1]
+    assert header["progress"]["step"] == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeformers.data import direct
+from spikeformers.tasks.objectives import CrossEntropy, Distillation, Objective
 from spikeformers.types import Outputs
 
 
@@ -27,31 +28,42 @@ class Classification:
 
     Args:
         timesteps: How often the image is shown, T.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        objective: What the scores are trained towards.
+        distillation: A teacher whose answers are learned beside the labels: by the model's head
+            "kd" if it has one, else by its only head.
     """
 
-    def __init__(self, timesteps: int, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        timesteps: int,
+        objective: Objective | None = None,
+        distillation: Distillation | None = None,
+    ) -> None:
         self.timesteps = timesteps
-        self.label_smoothing = label_smoothing
+        self.objective = objective or CrossEntropy()
+        self.distillation = distillation
 
-    def step(self, model: Model, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def step(self, model: Model, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the loss to optimise and what is worth logging.
 
-        Further heads of the model, if it has any, learn the same labels; the loss is the mean.
+        Further heads that no teacher has learn the same targets; their losses are averaged.
 
         Args:
             model: In training mode.
             images: `[B, C, H, W]`.
-            labels: `[B]`.
+            targets: Classes `[B]`, or probabilities `[B, K]` where images were mixed.
         """
         y = model(direct(images, self.timesteps))
-        heads = [y.logits, *y.aux.values()] if isinstance(y, Outputs) else [y]
-        scores = [model.readout(head).float() for head in heads]
-        losses = [
-            F.cross_entropy(score, labels, label_smoothing=self.label_smoothing) for score in scores
-        ]
-        hits = (scores[0].argmax(1) == labels).sum()
-        return {"loss": torch.stack(losses).mean(), "hits": hits.detach()}
+        heads = {"logits": y.logits, **y.aux} if isinstance(y, Outputs) else {"logits": y}
+        taught = heads.pop("kd", heads["logits"]) if self.distillation else None
+        losses = [self.objective(head, model.readout, targets) for head in heads.values()]
+        loss = torch.stack(losses).mean()
+        if self.distillation and taught is not None:
+            agreement = self.distillation(model.readout(taught), images)
+            loss = torch.lerp(loss, agreement, self.distillation.weight)
+        classes = targets if targets.ndim == 1 else targets.argmax(1)
+        hits = (model.readout(heads["logits"]).argmax(1) == classes).sum()
+        return {"loss": loss, "hits": hits.detach()}
 
     @torch.no_grad()
     def predict(self, model: Model, images: Tensor) -> Tensor:
@@ -75,32 +87,43 @@ class Accuracy:
     Args:
         timesteps: Steps T of the scores that will come.
         num_classes: Classes K.
+
+    Attributes:
+        counts: All that was counted, by name; sums of it over processes count for all of them.
     """
 
     def __init__(self, timesteps: int, num_classes: int) -> None:
-        self.hits = torch.zeros(timesteps, dtype=torch.long)
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
-        self.top5_hits = 0
-        self.loss = 0.0
+        self.counts = {
+            "hits": torch.zeros(timesteps, dtype=torch.long),
+            "top5_hits": torch.zeros(timesteps, dtype=torch.long),
+            "confusion": torch.zeros(num_classes, num_classes, dtype=torch.long),
+            "loss": torch.zeros((), dtype=torch.float64),
+        }
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Count one batch: scores `[T, B, K]` after 1..T steps, labels `[B]`."""
         scores, labels = scores.cpu(), labels.cpu()
-        self.hits += (scores.argmax(2) == labels).sum(1)
-        best = scores[-1].topk(min(5, scores.shape[2])).indices
-        self.top5_hits += int((best == labels[:, None]).sum())
-        self.loss += F.cross_entropy(scores[-1], labels, reduction="sum").item()
-        self.confusion.index_put_((labels, best[:, 0]), torch.ones_like(labels), accumulate=True)
+        best = scores.topk(min(5, scores.shape[2])).indices
+        right = best == labels[:, None]
+        self.counts["hits"] += right[..., 0].sum(1)
+        self.counts["top5_hits"] += right.any(2).sum(1)
+        self.counts["loss"] += F.cross_entropy(scores[-1], labels, reduction="sum")
+        cells = (labels, best[-1, :, 0])
+        self.counts["confusion"].index_put_(cells, torch.ones_like(labels), accumulate=True)
 
     def compute(self) -> dict[str, Any]:
         """Return percentages, the mean loss and the confusion matrix (row: true class)."""
-        images = int(self.confusion.sum())
-        per_step = [round(100 * int(hits) / images, 4) for hits in self.hits]
+        images = int(self.counts["confusion"].sum())
+        top1, top5 = (
+            [round(100 * int(hits) / images, 4) for hits in self.counts[name]]
+            for name in ("hits", "top5_hits")
+        )
         return {
-            "top1": per_step[-1],
-            "top5": round(100 * self.top5_hits / images, 4),
-            "top1_per_step": per_step,
-            "loss": self.loss / images,
+            "top1": top1[-1],
+            "top5": top5[-1],
+            "top1_per_step": top1,
+            "top5_per_step": top5,
+            "loss": self.counts["loss"].item() / images,
             "images": images,
-            "confusion": self.confusion.tolist(),
+            "confusion": self.counts["confusion"].tolist(),
         }

@@ -1,7 +1,7 @@
 """Training: recipe -> loop -> checkpoint -> figures."""
 
+from spikeformers.train.distributed import default_device, is_first_rank, joined
 from spikeformers.train.evaluate import (
-    default_device,
     evaluate,
     evaluate_checkpoint,
     load_trained,
@@ -10,6 +10,8 @@ from spikeformers.train.evaluate import (
 from spikeformers.train.log import environment
 from spikeformers.train.loop import fit
 from spikeformers.train.recipe import Recipe, list_recipes, load_recipe
+from spikeformers.train.share import share_run
+from spikeformers.train.verify import verify
 
 __all__ = [
     "Recipe",
@@ -18,8 +20,12 @@ __all__ = [
     "evaluate",
     "evaluate_checkpoint",
     "fit",
+    "is_first_rank",
+    "joined",
     "list_recipes",
     "load_recipe",
     "load_trained",
     "preprocessing",
+    "share_run",
+    "verify",
 ]

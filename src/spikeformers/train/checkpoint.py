@@ -1,82 +1,86 @@
 """Training checkpoints: one file holds model, optimiser and position, so that it is never torn.
 
-`last.safetensors` is written after every epoch under a temporary name and renamed. Its weights
-stand under `model.`, so that it loads like any other checkpoint.
+`last.safetensors` is written under a temporary name and renamed. Its weights stand under `model.`,
+so that it loads like any other checkpoint; where a moving average is kept, that stands there, and
+the weights in training under `raw.`.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spikeformers.errors import CheckpointError, ConfigError
+from spikeformers.errors import CheckpointError, ConfigError, TrainingError
 from spikeformers.models import Backbone, describe_model, read_checkpoint, write_checkpoint
+from spikeformers.train.distributed import like, whole
+from spikeformers.train.prepare import Progress, Training
 from spikeformers.train.recipe import Recipe
 
 _MODEL = "model."
+_RAW = "raw."
 _OPTIMIZER = "optimizer."
+_GROUPS = "groups."
 
 # Keys that may change between interruption and resumption without changing any number.
-_FREE = {"out", "data.root", "data.workers"}
+_FREE = {"out", "data.root", "data.workers", "train.checkpoint_steps"}
 
 
-@dataclass
-class Progress:
-    """How far a run has come.
+def save_best(path: Path, training: Training, recipe: Recipe) -> None:
+    """Write the evaluated weights alone, with the recipe that made them."""
+    tensors = _whole(training.evaluated.state_dict())
+    if training.ranks.is_first:
+        write_checkpoint(path, tensors, _header(training, recipe))
 
-    Attributes:
-        epoch: Finished epochs.
-        best_epoch: Epoch of the best held-out accuracy so far.
-        top1: That accuracy, in percent.
-        top1_last: The held-out accuracy that was measured last.
-        seconds: Time spent training, interruptions left out.
-        classes: Names of the classes.
+
+def save_last(path: Path, training: Training, recipe: Recipe) -> None:
+    """Write everything that the next step needs.
+
+    Raises:
+        TrainingError: If a weight is not finite; then the older file stays.
+        CheckpointError: If the file cannot be written; the older one stays as well.
     """
-
-    classes: list[str]
-    epoch: int = 0
-    best_epoch: int = 0
-    top1: float | None = None
-    top1_last: float | None = None
-    seconds: float = 0.0
-
-
-def save_best(path: Path, model: Backbone, recipe: Recipe, progress: Progress) -> None:
-    """Write the weights alone, with the recipe that made them."""
-    write_checkpoint(path, model.state_dict(), _header(model, recipe, progress))
-
-
-def save_last(
-    path: Path,
-    model: Backbone,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    progress: Progress,
-) -> None:
-    """Write everything that the next epoch needs."""
-    tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"{_OPTIMIZER}{key}": t for key, t in _optimizer_tensors(model, optimizer).items()}
-    header = {**_header(model, recipe, progress), "model_prefix": _MODEL}
-    write_checkpoint(path, tensors, header)
+    tensors = {f"{_MODEL}{name}": t for name, t in training.evaluated.state_dict().items()}
+    if training.average is not None:
+        tensors |= {f"{_RAW}{name}": t for name, t in training.model.state_dict().items()}
+    tensors |= {f"{_OPTIMIZER}{key}": t for key, t in _optimizer_tensors(training).items()}
+    # Sharded tensors are put together by all processes, written by one.
+    tensors = _whole(tensors)
+    broken = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise TrainingError(
+            f"{broken[0]} is not finite after step {training.done.step}: lower "
+            f"train.learning_rate; {good(path)}"
+        )
+    header = {**_header(training, recipe), "model_prefix": _MODEL}
+    if training.ranks.is_first:
+        write_checkpoint(path, tensors, {**header, "scaler": training.scaler.state_dict()})
 
 
-def _header(model: Backbone, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+def good(path: Path) -> str:
+    """Say where the last good checkpoint is."""
+    return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was saved yet"
+
+
+def _header(training: Training, recipe: Recipe) -> dict[str, Any]:
     return {
-        **describe_model(model),
+        **describe_model(training.model),
         "recipe": recipe.as_dict(),
-        "progress": dataclasses.asdict(progress),
+        "progress": dataclasses.asdict(training.done),
     }
 
 
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(tensor) for name, tensor in tensors.items()}
+
+
 @torch.no_grad()
-def resume(
-    path: Path, model: Backbone, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> Progress:
-    """Fill model and optimiser from `last.safetensors` and return the progress.
+def resume(path: Path, training: Training, recipe: Recipe) -> None:
+    """Fill model, average, optimiser and position from `last.safetensors`.
+
+    All processes read the file.
 
     Raises:
         ConfigError: If the checkpoint was made by a recipe that trains differently.
@@ -89,30 +93,51 @@ def resume(
             f"{path} was made with other settings ({'; '.join(differences[:3])}): "
             "give the same ones to resume, or another out= to start anew"
         )
-    weights = {k.removeprefix(_MODEL): t for k, t in tensors.items() if k.startswith(_MODEL)}
-    model.load_state_dict(weights)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     try:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                prefix = f"{_OPTIMIZER}{names[id(parameter)]}."
-                # The moments keep the parameter's memory layout, which fused kernels rely on.
-                optimizer.state[parameter] = {
-                    "step": tensors[prefix + "step"].to(parameter.device),
-                    "exp_avg": torch.empty_like(parameter).copy_(tensors[prefix + "exp_avg"]),
-                    "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[prefix + "exp_avg_sq"]),
-                }
-    except KeyError as error:
+        training.done = Progress(**header["progress"])
+        _fill(training.evaluated, tensors, _MODEL)
+        if training.average is not None:
+            _fill(training.model, tensors, _RAW)
+            training.average.n_averaged.fill_(training.done.step)
+        _fill_optimizer(training, tensors)
+        training.scaler.load_state_dict(header["scaler"])
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} lacks {error}, so training cannot resume from it") from error
-    return Progress(**header["progress"])
 
 
-def _optimizer_tensors(model: Backbone, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
+def _fill(model: Backbone, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(like(tensors[f"{prefix}{name}"], tensor))
+
+
+def _optimizer_tensors(training: Training) -> dict[str, Tensor]:
+    """Return the state of each parameter by its name, and what groups count by their number."""
+    found = {
         f"{name}.{key}": tensor
-        for name, parameter in model.named_parameters()
-        for key, tensor in optimizer.state.get(parameter, {}).items()
+        for name, parameter in training.model.named_parameters()
+        for key, tensor in training.optimizer.state.get(parameter, {}).items()
     }
+    for i, group in enumerate(training.optimizer.param_groups):
+        tensors = {key: value for key, value in group.items() if isinstance(value, Tensor)}
+        found |= {f"{_GROUPS}{i}.{key}": tensor for key, tensor in tensors.items()}
+    return found
+
+
+def _fill_optimizer(training: Training, tensors: Mapping[str, Tensor]) -> None:
+    own = {k.removeprefix(_OPTIMIZER): t for k, t in tensors.items() if k.startswith(_OPTIMIZER)}
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in own.items():
+        name, _, entry = key.rpartition(".")
+        states.setdefault(name, {})[entry] = tensor
+    for name, parameter in training.model.named_parameters():
+        if parameter.requires_grad and training.done.step:
+            training.optimizer.state[parameter] = {
+                # A count of steps has no axes, and stays what it is.
+                key: like(tensor, parameter) if tensor.ndim else tensor.to(parameter.device)
+                for key, tensor in states[name].items()
+            }
+    for i, group in enumerate(training.optimizer.param_groups):
+        group.update(states.get(f"{_GROUPS}{i}", {}))
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

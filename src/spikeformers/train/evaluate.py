@@ -1,5 +1,6 @@
 """From a recipe to the objects it names, and from a model to its figures."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,26 +9,13 @@ import torch
 from torch import Tensor
 
 from spikeformers.data import Augment, ImageDataset, Preprocess, direct, epoch_batches, load_dataset
+from spikeformers.data.loader import Batch, EpochBatches
 from spikeformers.errors import CheckpointError, ConfigError
 from spikeformers.layers import BatchNorm
 from spikeformers.models import Backbone, create_model, load_model, read_checkpoint
 from spikeformers.tasks import Classification
+from spikeformers.train.distributed import Ranks, joined
 from spikeformers.train.recipe import DataSection, Recipe, recipe_from_dict
-
-
-def default_device(device: str | None = None) -> torch.device:
-    """Return the named device; without a name a GPU if there is one, else the CPU.
-
-    Raises:
-        ConfigError: If there is no such device here.
-    """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    # Builds without CUDA raise an AssertionError.
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
 
 
 def build_model(recipe: Recipe, dataset: ImageDataset) -> Backbone:
@@ -44,31 +32,51 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> Backbone:
         if value != expected:
             raise ConfigError(f"{key}={value}, but {recipe.data.name} has {expected}")
     torch.manual_seed(recipe.train.seed)
-    return create_model(
+    model = create_model(
         named.name,
         in_channels=named.in_channels,
         num_classes=named.num_classes,
         **named.overrides,
     )
+    if named.weights is not None:
+        start_from(model, named.weights)
+    return model
+
+
+@torch.no_grad()
+def start_from(model: Backbone, path: str | Path) -> None:
+    """Take over the weights of a checkpoint, for fine-tuning: more steps, other classes, a teacher.
+
+    The head's weights are taken over where they fit; a head of other classes, or the second one of
+    a `DistillationHead`, keeps its start.
+
+    Raises:
+        CheckpointError: If the file is damaged or its backbone is another one.
+    """
+    weights = load_model(path).state_dict()
+    own = model.state_dict()
+    fits = {k for k in own if k in weights and weights[k].shape == own[k].shape}
+    backbone = {k for k in own.keys() | weights.keys() if not k.startswith("head.")}
+    if misfits := sorted(backbone - fits):
+        raise CheckpointError(
+            f"model.weights={path} is of another backbone: {', '.join(misfits[:3])} "
+            f"{'does' if len(misfits) == 1 else 'do'} not fit ({len(misfits)} in all)"
+        )
+    for name in fits:
+        own[name].copy_(weights[name])
 
 
 def preprocessing(data: DataSection, channels: int) -> Preprocess:
     """Return the evaluation transform of a recipe."""
-    return Preprocess(data.image_size, data.mean, data.std, channels)
+    return Preprocess(data.image_size, data.mean, data.std, channels, data.crop)
 
 
-def augmentation(data: DataSection, preprocess: Preprocess) -> Augment:
+def augmentation(recipe: Recipe, preprocess: Preprocess) -> Augment:
     """Return the training transform of a recipe."""
-    return Augment(
-        preprocess,
-        flip=data.flip,
-        crop_padding=data.crop_padding,
-        rotate=data.rotate,
-        translate=data.translate,
-        scale=data.scale,
-        rand_augment_ops=data.rand_augment_ops,
-        rand_augment_magnitude=data.rand_augment_magnitude,
-    )
+    options = dataclasses.asdict(recipe.augment)
+    # These two work on batches; see `data.Mix`.
+    del options["mixup"], options["cutmix"]
+    return Augment(preprocess, **options)
 
 
 @torch.no_grad()
@@ -95,32 +103,47 @@ def recalibrate(model: Backbone, images: Iterable[Tensor], timesteps: int) -> No
 
 
 def evaluate(
-    model: Backbone,
-    dataset: ImageDataset,
-    preprocess: Preprocess,
-    task: Classification,
-    *,
-    batch_size: int = 100,
-    workers: int = 0,
+    model: Backbone, batches: Iterable[Batch], task: Classification, classes: int, ranks: Ranks
 ) -> dict[str, Any]:
-    """Return the figures of a model on a data set; see `tasks.Accuracy.compute`."""
-    device = next(model.parameters()).device
-    metric = task.metric(len(dataset.classes))
-    batches = epoch_batches(
-        dataset,
-        preprocess,
-        batch_size=batch_size,
-        seed=0,
-        epoch=0,
-        shuffle=False,
-        workers=workers,
-    )
+    """Return the figures of a model on this process' part of a data set, summed over all of them.
+
+    Args:
+        model: Its training mode is restored.
+        batches: Images `[B, C, H, W]` and labels `[B]`.
+        task: Reads out and counts.
+        classes: Number of classes.
+        ranks: The processes that share the work.
+
+    Returns:
+        See `tasks.Accuracy.compute`.
+    """
+    metric = task.metric(classes)
+    parameter = next(model.parameters())
     was_training = model.training
     model.eval()
     for images, labels in batches:
-        metric.update(task.predict(model, images.to(device)), labels)
+        metric.update(task.predict(model, images.to(ranks.device, parameter.dtype)), labels)
     model.train(was_training)
+    metric.counts = {name: ranks.total(count) for name, count in metric.counts.items()}
     return metric.compute()
+
+
+def held_out_batches(
+    recipe: Recipe, dataset: ImageDataset, preprocess: Preprocess, ranks: Ranks
+) -> EpochBatches:
+    """Return this process' part of the held-out images, in their order."""
+    return epoch_batches(
+        dataset,
+        preprocess,
+        batch_size=100 * ranks.count,
+        seed=0,
+        epoch=0,
+        shuffle=False,
+        workers=recipe.data.workers,
+        rank=ranks.rank,
+        ranks=ranks.count,
+        unreadable=recipe.data.unreadable,
+    )
 
 
 def load_trained(path: str | Path) -> tuple[Backbone, Recipe, list[str]]:
@@ -146,13 +169,16 @@ def evaluate_checkpoint(
         root: Folder of the data, if it is not where it was in training.
         device: For example "cuda"; default: a GPU if there is one.
     """
-    model, recipe, _ = load_trained(path)
-    dataset = load_dataset(recipe.data.name, root or recipe.data.root, "test")
-    figures = evaluate(
-        model.to(default_device(device)),
-        dataset,
-        preprocessing(recipe.data, dataset.channels),
-        Classification(recipe.train.timesteps),
-        workers=recipe.data.workers,
-    )
-    return {**figures, "model": recipe.model.name, "data": recipe.data.name}
+    with joined(device) as ranks:
+        model, recipe, _ = load_trained(path)
+        dataset = load_dataset(recipe.data.name, root or recipe.data.root, "test")
+        preprocess = preprocessing(recipe.data, dataset.channels)
+        batches = held_out_batches(recipe, dataset, preprocess, ranks)
+        task = Classification(recipe.train.timesteps)
+        figures = evaluate(model.to(ranks.device), batches, task, len(dataset.classes), ranks)
+    return {
+        **figures,
+        "model": recipe.model.name,
+        "data": recipe.data.name,
+        "timesteps": recipe.train.timesteps,
+    }

@@ -3,12 +3,15 @@
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import spikeformers
+from spikeformers.errors import MissingExtraError
+from spikeformers.train.distributed import Ranks
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -34,31 +37,103 @@ def _cpu_name() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, completely or not at all."""
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Log:
-    """A file of JSON lines.
+    """The run's diary: `log.jsonl`, a progress bar, and TensorBoard's files where wanted.
+
+    Only the first process keeps one.
 
     Args:
-        path: The file.
-        epochs: How many finished epochs to keep of what is there; 0 starts a new file.
+        folder: The run's folder; made if missing.
+        epochs: How many finished epochs to keep of what is there; `None` starts anew.
+        ranks: The processes at work.
+        tensorboard: Write TensorBoard's files too.
+
+    Raises:
+        MissingExtraError: If tqdm or tensorboard is not installed.
     """
 
-    def __init__(self, path: Path, epochs: int) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if epochs and path.exists() else []
-        kept = [line for line in lines if _belongs(line, epochs)]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(partial, path)
+    def __init__(self, folder: Path, epochs: int | None, ranks: Ranks, tensorboard: bool) -> None:
+        self.path = folder / "log.jsonl"
+        self.is_kept = ranks.is_first
+        if self.is_kept:
+            folder.mkdir(parents=True, exist_ok=True)
+            goes_on = epochs is not None and self.path.exists()
+            lines = self.path.read_text().splitlines() if goes_on else []
+            kept = [line for line in lines if _belongs(line, epochs or 0)]
+            _replace(self.path, "".join(f"{line}\n" for line in kept))
+        self.board = _board(folder, epochs or 0) if tensorboard and self.is_kept else None
+        self.bar = _bar(disable=not self.is_kept)
 
     def write(self, **entry: Any) -> None:
         """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self.is_kept:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def epoch(self, **facts: Any) -> None:
+        """Note what an epoch has brought."""
+        self.write(event="epoch", **facts)
+        if facts["top1"] is not None:
+            self.bar.set_postfix(epoch=facts["epoch"], top1=facts["top1"])
+        if self.board is not None:
+            for key, value in facts.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(key, value, facts["epoch"])
+            for t, value in enumerate(facts.get("top1_per_step") or [], start=1):
+                self.board.add_scalar(f"anytime/top1_after_{t}", value, facts["epoch"])
+            self.board.flush()
+
+    def say(self, message: str, **entry: Any) -> None:
+        """Note a message, and show it whichever process it comes from."""
+        self.bar.write(message, file=sys.stderr)
+        self.write(message=message, **entry)
+
+    def show_progress(self, done: int, steps: int, batch_size: int) -> None:
+        """Show how far the run is, in images, with images/s and the time that is left."""
+        self.bar.reset(steps * batch_size)
+        self.bar.initial = self.bar.n = done * batch_size
+        self.bar.refresh()
+
+    def advance(self, images: int) -> None:
+        """Move the progress bar."""
+        self.bar.update(images)
+
+    def close(self) -> None:
+        """Finish the bar's line and TensorBoard's file."""
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _bar(disable: bool) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise MissingExtraError("tqdm", "train") from error
+    return tqdm(total=0, unit="img", unit_scale=True, mininterval=0.5, disable=disable)
+
+
+def _board(folder: Path, epochs: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "tensorboard") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
 
 def _belongs(line: str, epochs: int) -> bool:

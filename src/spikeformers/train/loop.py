@@ -1,147 +1,88 @@
-"""The training loop: one function, read from top to bottom.
+"""The training loop, read from top to bottom.
 
     fit(load_recipe("digits"))
 
 It writes `last.safetensors`, `best.safetensors`, `log.jsonl` and `metrics.json`, and called again
-it goes on where it stopped. All randomness is a pure function of (seed, epoch, sample) in the data
-and of (seed, step) in the model, so nothing of it needs saving.
+it goes on where it stopped, whether it was asked to stop or was killed. All randomness is a pure
+function of (seed, epoch, sample) in the data and of (seed, step, rank) in the model, so nothing of
+it needs saving. Under `torchrun` every process runs this function.
 """
 
 import math
 import time
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from spikeformers.data import epoch_batches, load_dataset
-from spikeformers.errors import ConfigError, MissingExtraError, TrainingError
+from spikeformers.data import Augment, ImageDataset, Mix, Preprocess, epoch_batches, load_dataset
+from spikeformers.data.loader import EpochBatches
+from spikeformers.errors import StoppedError, TrainingError
 from spikeformers.models import load_model
 from spikeformers.tasks import Classification
-from spikeformers.train.checkpoint import Progress, resume, save_best, save_last
+from spikeformers.train.checkpoint import good, resume, save_best, save_last
+from spikeformers.train.distributed import Ranks, joined
 from spikeformers.train.evaluate import (
     augmentation,
     build_model,
-    default_device,
     evaluate,
+    held_out_batches,
     preprocessing,
     recalibrate,
 )
 from spikeformers.train.log import Log, environment, write_json
-from spikeformers.train.optim import adamw, learning_rate_at
+from spikeformers.train.objective import make_task
+from spikeformers.train.optim import learning_rate_at, set_learning_rate
+from spikeformers.train.prepare import Training, prepare, steps_per_epoch
 from spikeformers.train.recipe import Recipe
+from spikeformers.train.stop import Stop, stopping
 
 
-def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
+def fit(recipe: Recipe, device: str | None = None, *, tensorboard: bool = False) -> dict[str, Any]:
     """Train as a recipe says, or resume; return the content of `metrics.json`.
 
     Args:
         recipe: The experiment.
         device: For example "cuda"; default: a GPU if there is one.
+        tensorboard: Write TensorBoard's files beside the log.
 
     Raises:
+        StoppedError: If a signal asked to stop; everything is saved.
+        TrainingError: If the loss stops being finite.
         SpikeformersError: If recipe, data or checkpoint are not as they should be, before work
-            starts; or if the loss stops being finite.
+            starts.
     """
-    settings, out, where = recipe.train, Path(recipe.out), default_device(device)
-    train_set = load_dataset(recipe.data.name, recipe.data.root, "train")
-    test_set = load_dataset(recipe.data.name, recipe.data.root, "test")
-    preprocess = preprocessing(recipe.data, train_set.channels)
-    augment = augmentation(recipe.data, preprocess)
-    model = build_model(recipe, train_set).to(where)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
-    task = Classification(settings.timesteps, settings.label_smoothing)
-
-    steps_per_epoch = len(train_set) // settings.batch_size
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"train.batch_size={settings.batch_size}, but there are {len(train_set)} images to "
-            "train on: choose a smaller one"
-        )
-    steps = settings.epochs * steps_per_epoch
-    warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-
-    last, best = out / "last.safetensors", out / "best.safetensors"
-    done = Progress(list(train_set.classes))
-    if last.exists():
-        done = resume(last, model, optimizer, recipe)
-    out.mkdir(parents=True, exist_ok=True)
-    bar = progress_bar(steps * settings.batch_size, done.epoch / settings.epochs)
-    log = Log(out / "log.jsonl", epochs=done.epoch)
-    parameters = sum(p.numel() for p in model.parameters())
-    if done.epoch == 0:
-        log.write(
-            event="start",
-            model=recipe.model.name,
-            parameters=parameters,
-            recipe=recipe.as_dict(),
-            environment=environment(where),
-        )
-
-    for epoch in range(done.epoch + 1, settings.epochs + 1):
-        start, loss_sum, hits, seen = time.perf_counter(), 0.0, 0, 0
-        batches = epoch_batches(
-            train_set,
-            augment,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            epoch=epoch,
-            shuffle=True,
-            workers=recipe.data.workers,
-            drop_last=True,
-        )
-        model.train()
-        for step, (images, labels) in enumerate(batches, start=(epoch - 1) * steps_per_epoch):
-            torch.manual_seed(settings.seed * 1_000_003 + step)
-            rate = learning_rate_at(step, steps, warmup_steps, settings.learning_rate)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(where.type, torch.bfloat16, settings.precision == "bfloat16"):
-                result = task.step(model, images.to(where), labels.to(where))
-            loss = result["loss"].item()
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss} at step {step} (epoch {epoch}): lower "
-                    f"train.learning_rate; the last good checkpoint is {last}"
+    settings, out = recipe.train, Path(recipe.out)
+    with joined(device) as ranks, stopping() as stop:
+        run = _open(recipe, ranks, stop)
+        if ranks.any(run.last.exists()):
+            resume(run.last, run.training, recipe)
+        done = run.training.done
+        parameters = sum(p.numel() for p in run.training.model.parameters())
+        goes_on = done.step > 0
+        with closing(Log(out, done.epoch if goes_on else None, ranks, tensorboard)) as log:
+            if goes_on:
+                log.write(event="resume", epoch=done.epoch, step=done.step)
+            else:
+                log.write(
+                    event="start",
+                    model=recipe.model.name,
+                    parameters=parameters,
+                    recipe=recipe.as_dict(),
+                    environment={**environment(ranks.device), "ranks": ranks.count},
                 )
-            optimizer.zero_grad()
-            torch.autograd.backward(result["loss"])
-            if settings.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-            optimizer.step()
-            loss_sum, hits = loss_sum + loss * len(labels), hits + int(result["hits"])
-            seen += len(labels)
-            bar.update(len(labels))
+            log.show_progress(done.step, settings.epochs * run.epoch_steps, settings.batch_size)
+            for epoch in range(done.epoch + 1, settings.epochs + 1):
+                _one_epoch(run, epoch, log)
 
-        seconds, top1 = time.perf_counter() - start, None
-        done.epoch, done.seconds = epoch, done.seconds + seconds
-        if epoch % settings.evaluate_every == 0 or epoch == settings.epochs:
-            some = islice(batches, settings.recalibration_batches)
-            recalibrate(model, (images.to(where) for images, _ in some), settings.timesteps)
-            top1 = evaluate(model, test_set, preprocess, task, workers=recipe.data.workers)["top1"]
-            done.top1_last = top1
-            if done.top1 is None or top1 > done.top1:
-                done.top1, done.best_epoch = top1, epoch
-                save_best(best, model, recipe, done)
-        log.write(
-            event="epoch",
-            epoch=epoch,
-            step=epoch * steps_per_epoch,
-            loss=loss_sum / seen,
-            learning_rate=rate,
-            train_top1=100 * hits / seen,
-            top1=top1,
-            images_per_second=seen / seconds,
-            seconds=seconds,
-        )
-        save_last(last, model, optimizer, recipe, done)
-        bar.set_postfix(epoch=f"{epoch}/{settings.epochs}", top1=done.top1_last)
-    bar.close()
-
-    figures = evaluate(load_model(best).to(where), test_set, preprocess, task)
+        ranks.wait()
+        best = load_model(run.best).to(ranks.device)
+        figures = evaluate(best, _held_out(run), run.task, len(done.classes), ranks)
     metrics = {
         **figures,
         "top1_last": done.top1_last,
@@ -151,17 +92,184 @@ def fit(recipe: Recipe, device: str | None = None) -> dict[str, Any]:
         "classes": done.classes,
         "model": recipe.model.name,
         "parameters": parameters,
+        "ranks": ranks.count,
     }
-    write_json(out / "metrics.json", metrics)
+    if ranks.is_first:
+        write_json(out / "metrics.json", metrics)
     return metrics
 
 
-def progress_bar(images: int, done: float) -> Any:
-    """Return a bar over all images of all epochs, with images/s and the time that is left."""
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise MissingExtraError("tqdm", "train") from error
-    return tqdm(
-        total=images, initial=round(done * images), unit="img", unit_scale=True, mininterval=0.5
+@dataclass(frozen=True)
+class _Run:
+    """What a recipe's names stand for, in this process."""
+
+    recipe: Recipe
+    ranks: Ranks
+    stop: Stop
+    train_set: ImageDataset
+    test_set: ImageDataset
+    preprocess: Preprocess
+    augment: Augment
+    mix: Mix
+    task: Classification
+    training: Training
+    epoch_steps: int
+
+    @property
+    def last(self) -> Path:
+        return Path(self.recipe.out) / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        return Path(self.recipe.out) / "best.safetensors"
+
+
+def _open(recipe: Recipe, ranks: Ranks, stop: Stop) -> _Run:
+    """Open the data and build the model; whatever does not fit fails here."""
+    train_set = load_dataset(recipe.data.name, recipe.data.root, "train")
+    test_set = load_dataset(recipe.data.name, recipe.data.root, "test")
+    preprocess = preprocessing(recipe.data, train_set.channels)
+    return _Run(
+        recipe,
+        ranks,
+        stop,
+        train_set,
+        test_set,
+        preprocess,
+        augmentation(recipe, preprocess),
+        Mix(recipe.augment.mixup, recipe.augment.cutmix, len(train_set.classes)),
+        make_task(recipe, ranks.device),
+        prepare(recipe, build_model(recipe, train_set), train_set.classes, ranks),
+        steps_per_epoch(recipe.train, len(train_set), ranks),
     )
+
+
+def _one_epoch(run: _Run, epoch: int, log: Log) -> None:
+    """Train, evaluate where it is due, note it and save."""
+    settings, done = run.recipe.train, run.training.done
+    learned = _train_epoch(run, epoch, log)
+    figures: dict[str, Any] = {}
+    if epoch % settings.evaluate_every == 0 or epoch == settings.epochs:
+        # Evaluation may take long: what was trained is safe before it starts.
+        save_last(run.last, run.training, run.recipe)
+        figures = _evaluate_epoch(run, epoch)
+        done.top1_last = figures["top1"]
+    done.epoch, done.counts = epoch, [0.0, 0.0, 0.0]
+    if figures and (done.top1 is None or figures["top1"] > done.top1):
+        done.top1, done.best_epoch = figures["top1"], epoch
+        save_best(run.best, run.training, run.recipe)
+    measured = {key: figures.get(key) for key in ("top1", "top5", "top1_per_step")}
+    log.epoch(epoch=epoch, step=done.step, **learned, **measured)
+    save_last(run.last, run.training, run.recipe)
+    if epoch < settings.epochs:
+        _obey(run)
+
+
+def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
+    """Take the steps that are left of an epoch; return its mean loss and accuracy."""
+    settings, done, device = run.recipe.train, run.training.done, run.ranks.device
+    clock, before, first = time.perf_counter(), done.step, (epoch - 1) * run.epoch_steps
+    batches = _training_batches(run, epoch, first=done.step - first)
+    run.training.model.train()
+    for images, labels in batches:
+        _seed(run)
+        images, targets = run.mix(images.to(device, run.training.dtype), labels.to(device))
+        rate = learning_rate_at(done.step, run.epoch_steps, settings)
+        set_learning_rate(run.training.optimizer, rate)
+        _update(
+            run, images, targets, f"step {done.step} (epoch {epoch}, batch {done.step - first})"
+        )
+        done.step += 1
+        log.advance(settings.batch_size)
+        if settings.checkpoint_steps and done.step % settings.checkpoint_steps == 0:
+            save_last(run.last, run.training, run.recipe)
+        _obey(run)
+    for message in batches.skipped:
+        log.say(message, event="skipped", epoch=epoch)
+
+    seconds = time.perf_counter() - clock
+    done.seconds += seconds
+    loss_sum, hits, seen = run.ranks.total(torch.tensor(done.counts, dtype=torch.float64)).tolist()
+    return {
+        "loss": loss_sum / seen,
+        "train_top1": 100 * hits / seen,
+        "learning_rate": learning_rate_at(done.step - 1, run.epoch_steps, settings),
+        "images_per_second": (done.step - before) * settings.batch_size / seconds,
+        "seconds": seconds,
+    }
+
+
+def _update(run: _Run, images: Tensor, targets: Tensor, where: str) -> None:
+    """Take one optimiser step on this process' part of a batch, in micro-batches."""
+    settings, training = run.recipe.train, run.training
+    training.optimizer.zero_grad()
+    parts = zip(images.chunk(settings.accumulate), targets.chunk(settings.accumulate), strict=True)
+    for part, target in parts:
+        with training.autocast():
+            result = run.task.step(training.parallel, part, target)
+        loss = result["loss"].item()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} at {where}: lower train.learning_rate; {good(run.last)}"
+            )
+        torch.autograd.backward(training.scaler.scale(result["loss"] / settings.accumulate))
+        new = (loss * len(target), int(result["hits"]), len(target))
+        training.done.counts = [a + b for a, b in zip(training.done.counts, new, strict=True)]
+    if settings.clip_norm is not None:
+        training.scaler.unscale_(training.optimizer)
+        nn.utils.clip_grad_norm_(training.model.parameters(), settings.clip_norm)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    if training.average is not None:
+        training.average.update_parameters(training.model)
+
+
+def _evaluate_epoch(run: _Run, epoch: int) -> dict[str, Any]:
+    """Re-estimate the batch norms if the recipe says so, and measure on the held-out images."""
+    settings, training = run.recipe.train, run.training
+    _seed(run)
+    some = islice(_training_batches(run, epoch), settings.recalibration_batches)
+    images = (batch.to(run.ranks.device, training.dtype) for batch, _ in some)
+    recalibrate(training.evaluated, images, settings.timesteps)
+    classes = len(training.done.classes)
+    return evaluate(training.whole_evaluated(), _held_out(run), run.task, classes, run.ranks)
+
+
+def _training_batches(run: _Run, epoch: int, first: int = 0) -> EpochBatches:
+    return epoch_batches(
+        run.train_set,
+        run.augment,
+        batch_size=run.recipe.train.batch_size,
+        seed=run.recipe.train.seed,
+        epoch=epoch,
+        shuffle=True,
+        workers=run.recipe.data.workers,
+        drop_last=True,
+        first=first,
+        rank=run.ranks.rank,
+        ranks=run.ranks.count,
+        unreadable="replace" if run.recipe.data.unreadable == "skip" else "fail",
+    )
+
+
+def _held_out(run: _Run) -> EpochBatches:
+    return held_out_batches(run.recipe, run.test_set, run.preprocess, run.ranks)
+
+
+def _seed(run: _Run) -> None:
+    """Seed what the next step draws (drop path, mixing), so that it depends on nothing before."""
+    key = (run.recipe.train.seed, run.training.done.step, run.ranks.rank)
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def _obey(run: _Run) -> None:
+    """Save and leave if any process was asked to stop."""
+    if run.ranks.any(bool(run.stop)):
+        save_last(run.last, run.training, run.recipe)
+        step, stop = run.training.done.step, run.stop.signal
+        name = stop.name if stop else "a signal to another process"
+        raise StoppedError(
+            f"stopped by {name} after step {step}; saved in {run.last}, "
+            "and the same command goes on from there",
+            stop or 15,
+        )

@@ -6,9 +6,7 @@ keys: `train.epochs=10`.
 """
 
 import dataclasses
-import difflib
-import types
-import typing
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,27 +16,73 @@ from typing import Any
 import yaml
 
 from spikeformers.errors import ConfigError
+from spikeformers.train._strict import nearest, override, parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """Which model: its registered name, the ends that depend on the data, other overrides."""
+    """Which model, and where its weights start.
+
+    Attributes:
+        name: A registered name.
+        in_channels: Channels of the images.
+        num_classes: Classes.
+        overrides: Other arguments of the architecture.
+        weights: Checkpoint to start from, for example of a run at T=1; null draws new weights.
+    """
 
     name: str
     in_channels: int
     num_classes: int
     overrides: dict[str, Any]
+    weights: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """Which images, how they are prepared and how they are varied in training."""
+    """Which images, and how they are prepared.
+
+    Attributes:
+        name: A data set that `load_dataset` knows.
+        root: Folder with its files.
+        image_size: Side of the images that the model sees.
+        crop: Share of the side that evaluation cuts out of the centre.
+        mean: Mean per channel of values in 0..1.
+        std: Standard deviation per channel.
+        unreadable: What a damaged image does: "fail" or "skip".
+        workers: Loading processes of each rank.
+    """
 
     name: str
     root: str | None
     image_size: int
+    crop: float
     mean: list[float]
     std: list[float]
+    unreadable: str
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSection:
+    """How images are varied in training; see `data.Augment` and `data.Mix`.
+
+    Attributes:
+        resized_crop: Smallest share of the area that a random crop keeps; null crops nothing.
+        flip: Mirror half of the images.
+        crop_padding: Pixels to pad before a random crop of the final size.
+        rotate: Degrees.
+        translate: Share of the side.
+        scale: Share of the size.
+        rand_augment_ops: torchvision's RandAugment: operations per image.
+        rand_augment_magnitude: Their strength.
+        timm_augment: timm's RandAugment instead, for example "rand-m9-mstd0.5-inc1".
+        random_erasing: Chance of erasing a rectangle.
+        mixup: Alpha of mixup; 0 is off.
+        cutmix: Alpha of cutmix; 0 is off.
+    """
+
+    resized_crop: float | None
     flip: bool
     crop_padding: int
     rotate: float
@@ -46,34 +90,108 @@ class DataSection:
     scale: float
     rand_augment_ops: int
     rand_augment_magnitude: int
-    workers: int
+    timm_augment: str | None
+    random_erasing: float
+    mixup: float
+    cutmix: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
-    """How long and how: AdamW, linear warm-up, half-cosine to zero."""
+    """How long and how: linear warm-up, then half a cosine down to the final rate.
+
+    Attributes:
+        seed: Of the weights, the order of the images and everything drawn in training.
+        timesteps: Steps T that an image is shown.
+        epochs: Passes over the training images.
+        batch_size: Images per optimiser step, all ranks and micro-batches together.
+        accumulate: Micro-batches per step and rank. Not equal to one large batch: batch norm
+            sees a micro-batch at a time.
+        optimizer: "adamw" or "lamb".
+        learning_rate: Peak rate.
+        reference_batch: Batch size that `learning_rate` is meant for; it is scaled linearly to
+            `batch_size`. null takes the rate as it is.
+        final_learning_rate: Where the cosine ends, on the same scale.
+        warmup_epochs: Length of the warm-up.
+        weight_decay: On weights; norms, biases and neurons have none.
+        layer_decay: Factor of the rate from each layer to the one below it; 1 is off.
+        clip_norm: Largest norm of the gradient; null does not clip.
+        label_smoothing: Share of the target that is spread over all classes.
+        tet: null trains the mean over time; a number trains every step, with so much weight on
+            pulling the scores towards 1 (see `tasks.TET`).
+        ema_decay: Decay per step (less in the first steps) of a moving average of the weights,
+            which is then what is evaluated and saved as best; null is off.
+        precision: "float32", "float64", or autocast to "bfloat16" or "float16".
+        recompute: Keep only the residual stream for the backward pass.
+        compile: Compile the model with torch.compile.
+        sharded: Under torchrun, split weights and optimiser over the ranks (FSDP2) instead of
+            copying them to each (DDP).
+        recalibration_batches: Training batches from which batch-norm statistics are estimated
+            anew before each evaluation; 0 is off.
+        evaluate_every: Epochs between evaluations.
+        checkpoint_steps: Steps between checkpoints within an epoch; null writes at its end only.
+    """
 
     seed: int
     timesteps: int
     epochs: int
     batch_size: int
+    accumulate: int
+    optimizer: str
     learning_rate: float
+    reference_batch: int | None
+    final_learning_rate: float
     warmup_epochs: float
     weight_decay: float
-    label_smoothing: float
+    layer_decay: float
     clip_norm: float | None
+    label_smoothing: float
+    tet: float | None
+    ema_decay: float | None
     precision: str
+    recompute: bool
+    compile: bool
+    sharded: bool
     recalibration_batches: int
     evaluate_every: int
+    checkpoint_steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSection:
+    """A teacher whose answers are learned beside the labels; see `tasks.Distillation`.
+
+    Attributes:
+        teacher: A training checkpoint of ours, or "timm/NAME" for a pretrained model of timm.
+        kind: "hard" (the teacher's best class) or "soft" (its probabilities).
+        weight: Share of the teacher in the loss.
+        temperature: Softens both sides; used by "soft" only.
+    """
+
+    teacher: str
+    kind: str
+    weight: float
+    temperature: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedSection:
-    """The claim: a measured figure, where and how; what nobody measured is null."""
+    """The claim: a figure, who says so, where and how; what nobody measured is null.
+
+    Attributes:
+        top1: Accuracy in percent.
+        tolerance: How far below it a run still reproduces it, in points.
+        source: Where the figure stands.
+        mark: "own" (measured with this library), "S" (seen in the source), "R" (third party) or
+            "M" (from memory, and so never a threshold).
+        hardware: What it was measured on.
+        minutes: How long training took there.
+    """
 
     top1: float | None
     tolerance: float | None
     source: str | None
+    mark: str | None
     hardware: str | None
     minutes: float | None
 
@@ -85,7 +203,9 @@ class Recipe:
     out: str
     model: ModelSection
     data: DataSection
+    augment: AugmentSection
     train: TrainSection
+    distill: DistillSection | None
     expected: ExpectedSection
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,98 +236,73 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     elif Path(name).is_file():
         text = Path(name).read_text()
     else:
-        raise ConfigError(f"there is no recipe or file {name!r}{_nearest(name, list_recipes())}")
+        raise ConfigError(f"there is no recipe or file {name!r}{nearest(name, list_recipes())}")
     try:
         content = yaml.safe_load(text)
-        for override in overrides:
-            _override(content, override)
+        for assignment in overrides:
+            override(content, assignment, Recipe)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {name}: {' '.join(str(error).split())}") from error
     return recipe_from_dict(content)
 
 
 def recipe_from_dict(content: Mapping[str, Any]) -> Recipe:
-    """Check nested plain data and return it as a recipe."""
-    recipe: Recipe = _parse(Recipe, content, "")
-    train = recipe.train
-    for key, value, valid in (
-        ("train.timesteps", train.timesteps, train.timesteps >= 1),
-        ("train.epochs", train.epochs, train.epochs >= 1),
-        ("train.batch_size", train.batch_size, train.batch_size >= 1),
-        ("train.seed", train.seed, train.seed >= 0),
-        ("train.learning_rate", train.learning_rate, train.learning_rate > 0),
-        ("train.evaluate_every", train.evaluate_every, train.evaluate_every >= 1),
-        ("train.label_smoothing", train.label_smoothing, 0 <= train.label_smoothing < 1),
-        (
-            "train.recalibration_batches",
-            train.recalibration_batches,
-            train.recalibration_batches >= 0,
-        ),
-        ("data.workers", recipe.data.workers, recipe.data.workers >= 0),
-    ):
-        if not valid:
-            raise ConfigError(f"{key}={value} is out of range")
-    if train.precision not in ("float32", "bfloat16"):
-        raise ConfigError(f"train.precision={train.precision!r}: expected 'float32' or 'bfloat16'")
+    """Check nested plain data and return it as a recipe.
+
+    Raises:
+        ConfigError: If a key is unknown or missing, or a value mistyped or out of range.
+    """
+    recipe: Recipe = parse(Recipe, content, "")
+    for key, (low, high) in _RANGES.items():
+        value = _value(recipe, key)
+        if value is not None and not low <= value <= high:
+            span = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            raise ConfigError(f"{key}={value}: expected {span}")
+    for key, choices in _CHOICES.items():
+        value = _value(recipe, key)
+        if value is not None and value not in choices:
+            raise ConfigError(f"{key}={value!r}: expected {' or '.join(map(repr, choices))}")
     return recipe
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise ConfigError(f"{override!r} is no override: write key=value, as train.epochs=10")
-    *path, last = key.split(".")
-    section = content
-    for name in path:
-        section = section.get(name) if isinstance(section, dict) else None  # type: ignore[assignment]
-    if not isinstance(section, dict) or (
-        last not in section and path[:2] != ["model", "overrides"]
-    ):
-        raise ConfigError(f"there is no recipe key {key!r}{_nearest(key, _keys(Recipe))}")
-    section[last] = yaml.safe_load(value)
+_TINY = 1e-12
+_RANGES: dict[str, tuple[float, float]] = {
+    "data.image_size": (1, math.inf),
+    "data.crop": (0.1, 1),
+    "data.workers": (0, math.inf),
+    "augment.resized_crop": (_TINY, 1),
+    "augment.mixup": (0, math.inf),
+    "augment.cutmix": (0, math.inf),
+    "train.seed": (0, math.inf),
+    "train.timesteps": (1, math.inf),
+    "train.epochs": (1, math.inf),
+    "train.batch_size": (1, math.inf),
+    "train.accumulate": (1, math.inf),
+    "train.learning_rate": (_TINY, math.inf),
+    "train.reference_batch": (1, math.inf),
+    "train.final_learning_rate": (0, math.inf),
+    "train.warmup_epochs": (0, math.inf),
+    "train.weight_decay": (0, math.inf),
+    "train.layer_decay": (_TINY, 1),
+    "train.clip_norm": (_TINY, math.inf),
+    "train.label_smoothing": (0, 0.999),
+    "train.tet": (0, 1),
+    "train.ema_decay": (0, 1),
+    "train.recalibration_batches": (0, math.inf),
+    "train.evaluate_every": (1, math.inf),
+    "train.checkpoint_steps": (1, math.inf),
+    "distill.weight": (0, 1),
+    "distill.temperature": (_TINY, math.inf),
+}
+_CHOICES = {
+    "data.unreadable": ("fail", "skip"),
+    "train.optimizer": ("adamw", "lamb"),
+    "train.precision": ("float32", "float64", "bfloat16", "float16"),
+    "distill.kind": ("hard", "soft"),
+    "expected.mark": ("own", "S", "R", "M"),
+}
 
 
-def _keys(section: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for field in dataclasses.fields(section):
-        kind = typing.get_type_hints(section)[field.name]
-        inner = dataclasses.is_dataclass(kind)
-        keys += _keys(kind, f"{prefix}{field.name}.") if inner else [f"{prefix}{field.name}"]
-    return keys
-
-
-def _parse(kind: Any, value: Any, path: str) -> Any:
-    """Return `value` as `kind`, or raise naming the key, what came and what was expected."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{path or 'the recipe'} must be a section of keys, got {value!r}")
-        hints = typing.get_type_hints(kind)
-        dot = f"{path}." if path else ""
-        for key in value:
-            if key not in hints:
-                raise ConfigError(f"there is no recipe key '{dot}{key}'{_nearest(key, hints)}")
-        for key in hints:
-            if key not in value:
-                raise ConfigError(f"the recipe lacks the key '{dot}{key}'")
-        section: Any = kind
-        return section(**{k: _parse(hints[k], v, f"{dot}{k}") for k, v in value.items()})
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    origin = typing.get_origin(kind) or kind
-    if origin is list and isinstance(value, list):
-        return [_parse(typing.get_args(kind)[0], item, path) for item in value]
-    if origin is float and type(value) is int:
-        return float(value)
-    if type(value) is not origin:
-        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if origin is float else ""
-        raise ConfigError(f"{path}={value!r}: expected {origin.__name__}{hint}")
-    return value
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(sorted(known))}"
+def _value(recipe: Recipe, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(recipe, section), name, None)

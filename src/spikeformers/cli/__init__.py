@@ -1,0 +1,193 @@
+"""The `spikeformers` command: one verb, one library call; parsing and printing only."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import spikeformers as sf
+from spikeformers import train
+from spikeformers.cli import verbs
+from spikeformers.errors import SpikeformersError, StoppedError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        The exit code: 0; 1 where a check came out negative; 2 for a mistake that one sentence
+        explains; 128 and the signal's number where a signal stopped a run.
+    """
+    args = _parse(arguments)
+    try:
+        # Under torchrun all processes do the same work, one prints, and one error is shown.
+        with train.joined(args.device) as ranks:
+            result, text = args.run(args)
+        if ranks.is_first:
+            print(json.dumps(result, indent=2) if args.json else text)
+        return int(result.get("verdict") == "below") if isinstance(result, dict) else 0
+    except StoppedError as error:
+        return _fail(str(error), 128 + error.signal)
+    except SpikeformersError as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(f"cannot write or read{where}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; training goes on from its last checkpoint", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"spikeformers: {message}", file=sys.stderr)
+    return code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; key=value pairs may stand anywhere, which argparse alone does not allow."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if any("=" not in word or word.startswith("-") for word in rest) or (
+        rest and not hasattr(args, "overrides")
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spikeformers",
+        description="Spiking vision transformers: train, measure, convert, audit.",
+        epilog="Example: spikeformers train digits && "
+        "spikeformers eval runs/digits/best.safetensors",
+    )
+    parser.add_argument("--version", action="version", version=sf.__version__)
+    subparsers = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name, help=summary, description=f"{summary}.", epilog=f"Example: {example}"
+        )
+        sub.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+        sub.set_defaults(run=run, device=None)
+        return sub
+
+    sub = verb(
+        "train",
+        verbs.train_recipe,
+        "Train a recipe, or resume it; under torchrun on many processes",
+        "spikeformers train digits, or: torchrun --nproc-per-node 8 -m spikeformers train digits",
+    )
+    sub.add_argument("recipe", help=f"{', '.join(train.list_recipes())}, or a YAML file")
+    sub.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="recipe keys to change: out=DIR data.root=FOLDER train.epochs=10 train.seed=1",
+    )
+    sub.add_argument(
+        "--tensorboard", action="store_true", help="write TensorBoard's files into out/tensorboard"
+    )
+    _add_device(sub)
+
+    sub = verb(
+        "eval",
+        verbs.evaluate,
+        "Evaluate a training checkpoint on its test split",
+        "spikeformers eval runs/digits/best.safetensors --json",
+    )
+    sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="data.root=FOLDER", help="where the data is now"
+    )
+    _add_device(sub)
+
+    sub = verb(
+        "verify",
+        verbs.verify,
+        "Compare a checkpoint's accuracy with what its recipe expects (exit code 1: below)",
+        "spikeformers verify digits runs/digits/best.safetensors",
+    )
+    sub.add_argument("recipe", help="the recipe that made the checkpoint: a name or a YAML file")
+    sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys that the run changed"
+    )
+    sub.add_argument("--record", metavar="FILE", help="JSON file to keep the result in")
+    _add_device(sub)
+
+    sub = verb(
+        "predict",
+        verbs.predict,
+        "Name what image files show",
+        "spikeformers predict runs/digits/best.safetensors seven.png",
+    )
+    sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+
+    sub = verb("list", verbs.list_models, "List models", "spikeformers list 'meta_spikeformer*'")
+    sub.add_argument("pattern", nargs="?", default="*", help="shell pattern")
+
+    sub = verb(
+        "info",
+        verbs.info,
+        "Show a model's stages and sizes",
+        "spikeformers info meta_spikeformer_15m",
+    )
+    sub.add_argument("model", help="a model's name or a checkpoint")
+
+    sub = verb(
+        "audit",
+        verbs.audit,
+        "Prove on the graph which operations are additions only",
+        "spikeformers audit meta_spikeformer_15m --image-size 64",
+    )
+    sub.add_argument("model", help="a model's name or a checkpoint")
+    sub.add_argument("--image-size", type=int, default=64, help="side in pixels (64)")
+    sub.add_argument("--timesteps", type=int, default=2, help="time steps (2)")
+
+    sub = verb(
+        "convert",
+        verbs.convert,
+        "Convert an official checkpoint; nothing in it is executed",
+        "spikeformers convert 55M.pth --source metaspikformer_8_512 -o 55m.safetensors",
+    )
+    sub.add_argument("checkpoint", help="the authors' .pth or .safetensors file")
+    sub.add_argument("--source", required=True, help="owner/repository/file:callable, or its end")
+    sub.add_argument("-o", "--output", required=True, help="the .safetensors file to write")
+    sub.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    sub.add_argument("--corrected", action="store_true", help="repair defects of the official code")
+    sub.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="arguments of the official constructor: num_classes=10 kd=true",
+    )
+
+    sub = verb(
+        "report",
+        verbs.write_report,
+        "Write report.html of a run",
+        "spikeformers report runs/digits",
+    )
+    sub.add_argument("run_folder", metavar="RUN", help="the folder that training wrote")
+
+    sub = verb(
+        "share",
+        verbs.share,
+        "Turn a run into a folder for others, or a Hub repository: weights, config, model card",
+        "spikeformers share runs/digits -o shared/digits --license apache-2.0",
+    )
+    sub.add_argument("run_folder", metavar="RUN", help="the folder that training wrote")
+    sub.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write it")
+    sub.add_argument("--license", help="licence of the weights, for the card")
+    sub.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository too")
+
+    verb("doctor", verbs.doctor, "Say what works here, and why", "spikeformers doctor")
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")

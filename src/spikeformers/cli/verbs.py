@@ -1,0 +1,246 @@
+"""What each verb does: arguments in, facts for programs and text for people out."""
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import spikeformers as sf
+from spikeformers import data, inspect, models, report, train
+from spikeformers.analysis import audit as audit_model
+from spikeformers.errors import ConfigError, DataError
+from spikeformers.tasks import Classification
+
+CANDIDATES = 400
+"""Test images among which the report finds mistakes worth showing."""
+
+Result = tuple[Any, str]
+"""The facts as plain data, and the same for people."""
+
+
+def train_recipe(args: argparse.Namespace) -> Result:
+    """Train, and write the report."""
+    recipe = train.load_recipe(args.recipe, args.overrides)
+    metrics = train.fit(recipe, args.device, tensorboard=args.tensorboard)
+    page = _report_of(Path(recipe.out)) if train.is_first_rank() else None
+    metrics.pop("confusion")
+    return metrics, (
+        f"top-1 {metrics['top1']:.2f} % (epoch {metrics['best_epoch']} of {metrics['epochs']}; "
+        f"last epoch {metrics['top1_last']:.2f} %), {metrics['seconds']:.0f} s of training\n"
+        f"report: {page}"
+    )
+
+
+def _report_of(folder: Path) -> Path:
+    """Gather what there is to see of the best checkpoint and write the page."""
+    model, recipe, classes = train.load_trained(folder / "best.safetensors")
+    model.float()
+    test_set = data.load_dataset(recipe.data.name, recipe.data.root, "test")
+    preprocess = train.preprocessing(recipe.data, test_set.channels)
+    samples = _some(test_set, recipe.data.unreadable == "skip")
+    pixels = torch.stack([preprocess.resize(image) for image, _ in samples])
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return data.direct(preprocess.normalise(images / 255), recipe.train.timesteps)
+
+    inspect.gather(
+        model,
+        (pixels * 255).round().to(torch.uint8),
+        torch.tensor([label for _, label in samples]),
+        classes,
+        folder,
+        encode=encode,
+    )
+    return report.write_report(folder)
+
+
+def _some(test_set: data.ImageDataset, skips: bool) -> list[tuple[torch.Tensor, int]]:
+    """Return images from the whole length of a set, which may be sorted by class."""
+    count = min(CANDIDATES, len(test_set))
+    samples = []
+    for i in range(count):
+        try:
+            samples.append(test_set[i * len(test_set) // count])
+        except DataError:
+            if not skips:
+                raise
+    return samples
+
+
+def evaluate(args: argparse.Namespace) -> Result:
+    """Measure a checkpoint on its test split."""
+    options = _key_values(args.overrides)
+    if set(options) - {"data.root"}:
+        raise ConfigError(f"eval takes data.root=FOLDER only, got {', '.join(options)}")
+    figures = train.evaluate_checkpoint(args.checkpoint, options.get("data.root"), args.device)
+    return figures, (
+        f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} % "
+        f"on {figures['images']} images of {figures['data']}"
+    )
+
+
+def verify(args: argparse.Namespace) -> Result:
+    """Compare a checkpoint with its recipe."""
+    recipe = train.load_recipe(args.recipe, args.overrides)
+    facts = train.verify(
+        Path(args.recipe).stem,
+        recipe,
+        args.checkpoint,
+        root=recipe.data.root,
+        device=args.device,
+        record=args.record if train.is_first_rank() else None,
+    )
+    claim = "no figure" if facts["expected"] is None else f"{facts['expected']:.2f} %"
+    if facts["expected"] is not None:
+        claim += (
+            f" (tolerance {facts['tolerance'] or 0:g}, mark {facts['mark']}: {facts['source']})"
+        )
+    return facts, f"{facts['verdict']}: top-1 {facts['top1']:.2f} %, expected {claim}"
+
+
+def predict(args: argparse.Namespace) -> Result:
+    """Name what images show."""
+    model, recipe, classes = train.load_trained(args.checkpoint)
+    model.float()
+    preprocess = train.preprocessing(recipe.data, recipe.model.in_channels)
+    task = Classification(recipe.train.timesteps)
+    rows = []
+    for path in args.images:
+        image = preprocess(data.read_image(path, recipe.model.in_channels))
+        chances = task.predict(model, image[None])[-1, 0].softmax(0)
+        best = chances.topk(min(3, len(chances)))
+        rows.append(
+            {
+                "image": path,
+                "classes": [classes[i] for i in best.indices],
+                "probabilities": [round(p, 4) for p in best.values.tolist()],
+            }
+        )
+    lines = [
+        f"{row['image']}: "
+        + ", ".join(
+            f"{name} {100 * p:.1f} %"
+            for name, p in zip(row["classes"], row["probabilities"], strict=True)
+        )
+        for row in rows
+    ]
+    return rows, "\n".join(lines)
+
+
+def list_models(args: argparse.Namespace) -> Result:
+    """List models and their sizes."""
+    sizes = {}
+    for name in sf.list_models(args.pattern):
+        with torch.device("meta"):
+            sizes[name] = _size(sf.create_model(name))
+    return sizes, "\n".join(f"{name:32} {size:>13,} parameters" for name, size in sizes.items())
+
+
+def _open(name: str) -> models.Backbone:
+    """Return a model by registered name, or from a checkpoint file."""
+    is_file = Path(name).suffix == ".safetensors" or Path(name).exists()
+    return sf.load_model(name) if is_file else sf.create_model(name)
+
+
+def info(args: argparse.Namespace) -> Result:
+    """Show what a model is made of."""
+    model = _open(args.model)
+    facts = {
+        "model": model.config.name,
+        "overrides": dict(model.config.overrides),
+        "in_channels": model.in_channels,
+        "parameters": _size(model),
+        "stages": [
+            {"channels": channels, "stride": stride, "parameters": _size(stage)}
+            for channels, stride, stage in zip(
+                model.channels, model.strides, model.stages, strict=True
+            )
+        ],
+        "head_parameters": 0 if model.head is None else _size(model.head),
+    }
+    lines = [
+        f"{model.config.name}: {facts['parameters']:,} parameters, {model.in_channels} channels"
+    ]
+    for i, stage in enumerate(facts["stages"]):
+        lines.append(
+            f"  stage {i}  stride {stage['stride']:>2}  {stage['channels']:>4} channels  "
+            f"{stage['parameters']:>12,} parameters"
+        )
+    lines.append(f"  head {facts['head_parameters']:>43,} parameters")
+    return facts, "\n".join(lines)
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def audit(args: argparse.Namespace) -> Result:
+    """Prove which operations are additions."""
+    model = _open(args.model)
+    image = torch.zeros(1, model.in_channels, args.image_size, args.image_size)
+    result = audit_model(model, data.direct(image, args.timesteps))
+    return result.as_dict(), str(result)
+
+
+def convert(args: argparse.Namespace) -> Result:
+    """Convert an official checkpoint."""
+    state = models.read_official_file(args.checkpoint, args.ema)
+    options = _key_values(args.overrides)
+    model = sf.from_official(state, args.source, corrected=args.corrected, **options)
+    sf.save_model(model, args.output)
+    facts = {"output": args.output, "source": model.official_source, "tensors": len(state)}
+    return facts, f"{args.output}: {len(state)} tensors from {model.official_source}"
+
+
+def write_report(args: argparse.Namespace) -> Result:
+    """Write the page of a run."""
+    page = str(_report_of(Path(args.run_folder)))
+    return {"report": page}, page
+
+
+def share(args: argparse.Namespace) -> Result:
+    """Make a run ready for others."""
+    folder = train.share_run(args.run_folder, args.output, license=args.license, push=args.push)
+    facts = {"folder": str(folder), "pushed_to": args.push}
+    return facts, f"{folder}" + (f", and {args.push} on the Hub" if args.push else "")
+
+
+def doctor(args: argparse.Namespace) -> Result:
+    """Say what works here."""
+    del args
+    device = train.default_device()
+    extras = {
+        "train": ["torchvision", "sklearn", "PIL", "tqdm", "matplotlib"],
+        "timm": ["timm"],
+        "hub": ["huggingface_hub"],
+        "tensorboard": ["tensorboard"],
+    }
+    missing = {
+        extra: [name for name in names if importlib.util.find_spec(name) is None]
+        for extra, names in extras.items()
+    }
+    facts = {
+        "environment": train.environment(device),
+        "kernels": {"spikeformers::lif": "eager PyTorch, in place (no native kernel built)"},
+        "missing": missing,
+    }
+    lines = [f"{key:14} {value}" for key, value in facts["environment"].items()]
+    lines += [f"{op:18} {kernel}" for op, kernel in facts["kernels"].items()]
+    for extra, names in missing.items():
+        fix = f"missing {', '.join(names)}: pip install 'spikeformers[{extra}]'"
+        lines.append(f"extra {extra:8} {fix if names else 'complete'}")
+    return facts, "\n".join(lines)
+
+
+def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"{pair!r} is no option: write key=value")
+        options[key] = yaml.safe_load(value)
+    return options
