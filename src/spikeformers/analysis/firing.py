@@ -8,11 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from spikeformers.neurons import Neuron
+from spikeformers.neurons import LIF, Neuron
+from spikeformers.ops.lif.reference import along_channels, lif_forward
+
+Witness = Callable[[str, Neuron, Tensor, Tensor], None]
+"""Called with the path of a neuron, itself, its current `[T, B, ...]` and its spikes."""
+
+
+@dataclass(frozen=True)
+class Potentials:
+    """What a layer of neurons went through while it ran, `[T, ...]` like its current.
+
+    Attributes:
+        after: Membrane after each step and its reset.
+        before: Membrane that was compared with the threshold; `None` for a neuron with another
+            equation than LIF's.
+        threshold: What it was compared with, broadcastable to one step; `None` as above.
+    """
+
+    after: Tensor
+    before: Tensor | None = None
+    threshold: Tensor | None = None
 
 
 @contextmanager
@@ -40,9 +61,13 @@ def record_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         Module path -> spikes `[T, B, ...]` without gradient, in the order in which the neurons ran.
         A second forward pass inside the block replaces the first.
     """
-    spikes: dict[str, Tensor] = {}
-    with _watching(model, spikes.__setitem__):
-        yield spikes
+    recorded: dict[str, Tensor] = {}
+
+    def keep(name: str, _neuron: Neuron, _current: Tensor, spikes: Tensor) -> None:
+        recorded[name] = spikes
+
+    with watching(model, keep):
+        yield recorded
 
 
 def firing_rates(model: nn.Module, x: Tensor) -> dict[str, list[float]]:
@@ -59,17 +84,55 @@ def firing_rates(model: nn.Module, x: Tensor) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {}
 
     # Reduced inside the hook, so that the spikes of only one layer are alive at a time.
-    def measure(name: str, spikes: Tensor) -> None:
+    def measure(name: str, _neuron: Neuron, _current: Tensor, spikes: Tensor) -> None:
         rates[name] = spikes.flatten(1).mean(1, dtype=torch.float32).tolist()
 
-    with evaluating(model), _watching(model, measure):
+    with evaluating(model), watching(model, measure):
         model(x)
     return {name: rates[name] for name, _ in model.named_modules() if name in rates}
 
 
+@torch.no_grad()
+def potentials(neuron: Neuron, current: Tensor) -> Potentials:
+    """Replay a layer of neurons from rest and return its membrane at every step.
+
+    Args:
+        neuron: Any neuron; it is not changed.
+        current: What it integrated, `[T, ...]`.
+    """
+    # The membrane after t steps is what a run over t steps ends with, for any neuron.
+    after = torch.stack([neuron.fire(current[: t + 1])[1] for t in range(len(current))])
+    # Whoever fires in another way has another equation.
+    if not isinstance(neuron, LIF) or type(neuron).fire is not LIF.fire:
+        return Potentials(after)
+    decay, threshold = (
+        torch.as_tensor(value, dtype=after.dtype, device=after.device)
+        for value in (neuron.decay, neuron.threshold)
+    )
+    _, _, before = lif_forward(
+        current,
+        None,
+        decay,
+        threshold,
+        neuron.v_reset,
+        neuron.decay_input,
+        neuron.detach_reset,
+        neuron.surrogate,
+        1.0,  # The surrogate's sharpness, which shapes gradients only.
+        neuron.strict,
+    )
+    return Potentials(after, before, along_channels(threshold, current[0]))
+
+
 @contextmanager
-def _watching(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `see(path, spikes)` after every neuron; the hooks leave with the block."""
+def watching(model: nn.Module, see: Witness) -> Iterator[None]:
+    """Call `see` after every neuron of a model that runs; the hooks leave with the block.
+
+    Args:
+        model: Any module that holds neurons.
+        see: Gets path, neuron, current and spikes, without gradient. What it does not keep is
+            freed, so that the tensors of only one layer are alive at a time.
+    """
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, Neuron):
@@ -77,12 +140,10 @@ def _watching(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[
         yield
 
 
-def _hook(
-    name: str, see: Callable[[str, Tensor], None]
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _hook(name: str, see: Witness) -> Callable[[Neuron, tuple[Tensor, ...], Tensor], None]:
     """Bind a path to `see`; a function of its own, since closures in a loop share the last name."""
 
-    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], spikes: Tensor) -> None:
-        see(name, spikes.detach())
+    def hook(neuron: Neuron, inputs: tuple[Tensor, ...], spikes: Tensor) -> None:
+        see(name, neuron, inputs[0].detach(), spikes.detach())
 
     return hook

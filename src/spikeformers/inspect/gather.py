@@ -1,12 +1,17 @@
 """One look at a trained model, saved as two files that a report can read without the model.
 
-`inspect.json` holds the numbers, `inspect.npz` the arrays (never pickled objects):
+`inspect.json` holds the numbers, `inspect.npz` the arrays (never pickled objects) that it names:
 
     timesteps, classes
-    layers[]    name, neurons, rate, rate_per_step, never_fired, always_fired   (shares in 0..1)
-    rasters[]   layer, neurons (flat indices), array (its name in the NPZ: bool [neurons, T])
-    samples[]   label, steps[]: classes (three best), probabilities             (after 1..T steps)
-    NPZ         images: uint8 [B, C, H, W], raster_0, raster_1, ...
+    looked_at    images, right: how many samples were run, and how many the model got right
+    layers[]     name, neurons, rate, rate_per_step, never_fired, always_fired: over all of them
+    samples[]    index (in the batch), label, steps[]: classes (three best), probabilities, after
+                 1..T steps: the few that were chosen to be shown
+    attention[]  layer, array: float32 [samples, h, w], firing rate of what the attention puts out
+    rasters[]    layer, neurons (flat indices), array: bool [neurons, T], of the first sample
+    traces[]     layer, neurons, spikes, after, before, threshold: names of arrays, of the first
+                 sample; before and threshold are null where the neuron has no LIF equation
+    NPZ          images: uint8 [samples, C, H, W], and the arrays above
 """
 
 from __future__ import annotations
@@ -21,80 +26,81 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikeformers.analysis.firing import evaluating, record_spikes
+from spikeformers.analysis.firing import evaluating, potentials, watching
 from spikeformers.errors import InputError
+from spikeformers.inspect.attention import watching_attention
+from spikeformers.inspect.choose import choose, pick
+from spikeformers.inspect.neurons import Tally, raster, traces
 
-RASTER_NEURONS = 64
+CHUNK = 16
+DRAWN_LAYERS = 3
 TOP = 3
+
+Facts = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+Encode = Callable[[Tensor], Tensor]
 
 
 def gather(
     model: nn.Module,
-    x: Tensor,
     images: Tensor,
     labels: Tensor,
     classes: Sequence[str],
     folder: str | Path,
+    *,
+    encode: Encode,
 ) -> None:
-    """Run a model once on a batch and save what there is to see.
+    """Run a model on a batch, choose samples worth showing and save what there is to see.
+
+    Firing rates are counted over the whole batch; pictures, predictions and attention maps are
+    kept for a few samples, half of them wrong; rasters and potentials for the first of those.
 
     Args:
         model: `[T, B, C, H, W]` -> per-step logits `[T, B, K]`, with a `readout` over time.
-        x: Encoded batch `[T, B, C, H, W]`, on the model's device.
-        images: The same samples as a person would see them, uint8 `[B, C, H, W]`, grey or RGB.
+        images: Samples as a person sees them, uint8 `[B, C, H, W]`, grey or RGB. With several
+            hundred there are mistakes among them.
         labels: True classes `[B]`.
         classes: Names of the `K` classes.
         folder: Where `inspect.json` and `inspect.npz` go; made if missing.
+        encode: Turns such images into the model's input `[T, B, C, H, W]`, on its device.
 
     Raises:
-        InputError: The batch, images, labels and classes do not fit together.
+        InputError: The images, labels, classes and encoding do not fit together.
     """
-    _check(x, images, labels, classes)
-    with evaluating(model), record_spikes(model) as recorded:
-        logits = model(x)
-        if logits.shape[-1] != len(classes):
-            raise InputError(
-                f"classes has {len(classes)} names, but the model scores {logits.shape[-1]} "
-                "classes: pass the names of the data set that the model was trained on"
-            )
-        steps = _predictions(model, logits)
-    names = [name for name, _ in model.named_modules() if name in recorded]
-    chosen = [names[i] for i in _spread(len(names), 3)]
-    rasters = [_raster(recorded[name]) for name in chosen]
+    _check(images, labels, classes)
+    labels = labels.cpu()
+    with evaluating(model):
+        scores, layers, maps = _run(model, images, len(classes), encode)
+        predictions = scores[-1].argmax(-1)
+        shown = choose(predictions, labels)
+        drawn = [layers[i]["name"] for i in pick(list(range(len(layers))), DRAWN_LAYERS)]
+        facts, arrays = _look_closely(model, encode(images[shown[:1]]), drawn)
 
-    facts = {
-        "timesteps": len(x),
+    for i, values in enumerate(maps.values()):
+        arrays[f"attention_{i}"] = values[shown].numpy()
+    arrays["images"] = images[shown].cpu().numpy()
+    facts |= {
+        "timesteps": len(scores),
         "classes": [str(name) for name in classes],
-        "layers": [_layer(name, recorded[name]) for name in names],
-        "rasters": [
-            {"layer": name, "neurons": neurons, "array": f"raster_{i}"}
-            for i, (name, (neurons, _)) in enumerate(zip(chosen, rasters, strict=True))
-        ],
+        "looked_at": {"images": len(images), "right": int((predictions == labels).sum())},
+        "layers": layers,
         "samples": [
-            {"label": label, "steps": [step[b] for step in steps]}
-            for b, label in enumerate(labels.tolist())
+            {"index": i, "label": int(labels[i]), "steps": _best(scores[:, i])} for i in shown
         ],
+        "attention": [{"layer": name, "array": f"attention_{i}"} for i, name in enumerate(maps)],
     }
-    arrays = {f"raster_{i}": spikes for i, (_, spikes) in enumerate(rasters)}
-    arrays["images"] = images.cpu().numpy()
     _save(Path(folder), facts, arrays)
 
 
-def _check(x: Tensor, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-    if x.ndim != 5:
-        raise InputError(
-            f"x has shape {list(x.shape)}, expected [T, B, C, H, W]: "
-            "encode it first, for example encode.direct(x, timesteps=4)"
-        )
+def _check(images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
         raise InputError(
             f"images is {images.dtype} {list(images.shape)}, expected uint8 [B, 1 or 3, H, W]: "
             "pass the pictures from before normalisation and encoding"
         )
-    if not x.shape[1] == len(images) == len(labels) > 0:
+    if not len(images) == len(labels) > 0:
         raise InputError(
-            f"x holds {x.shape[1]} samples, images {len(images)}, labels {len(labels)}: "
-            "pass one image and one label per sample"
+            f"there are {len(images)} images and {len(labels)} labels: pass one label per image"
         )
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise InputError(
@@ -103,42 +109,79 @@ def _check(x: Tensor, images: Tensor, labels: Tensor, classes: Sequence[str]) ->
         )
 
 
-def _layer(name: str, spikes: Tensor) -> dict[str, Any]:
-    """Count one layer; a neuron is one place in `[T, B, *place]`, judged over the whole batch."""
-    fired = spikes.reshape(*spikes.shape[:2], -1) != 0
-    per_step = spikes.flatten(1).mean(1, dtype=torch.float32)
-    return {
-        "name": name,
-        "neurons": fired.shape[2],
-        "rate": per_step.mean().item(),
-        "rate_per_step": per_step.tolist(),
-        "never_fired": (~fired).all(1).all(0).float().mean().item(),
-        "always_fired": fired.all(1).all(0).float().mean().item(),
-    }
+def _run(
+    model: nn.Module, images: Tensor, classes: int, encode: Encode
+) -> tuple[Tensor, list[Facts], dict[str, Tensor]]:
+    """Scores `[T, B, K]` after 1..T steps, the layers' firing and the attention maps `[B, h, w]`.
 
+    Spikes are counted as they come, so that a chunk needs no more memory than a prediction.
+    """
+    tallies: dict[str, Tally] = {}
+    maps: dict[str, list[Tensor]] = {}
+    scores = []
 
-def _raster(spikes: Tensor) -> tuple[list[int], np.ndarray]:
-    """Flat indices of some neurons and, for the first sample, when they fired: `[neurons, T]`."""
-    fired = spikes[:, 0].reshape(len(spikes), -1) != 0
-    neurons = _spread(fired.shape[1], RASTER_NEURONS)
-    return neurons, fired[:, neurons].T.cpu().numpy()
+    def count(name: str, _neuron: nn.Module, _current: Tensor, spikes: Tensor) -> None:
+        tallies.setdefault(name, Tally()).add(spikes)
 
+    def keep(name: str, values: Tensor) -> None:
+        maps.setdefault(name, []).append(values.cpu())
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices of `count`, evenly spaced, first and last among them."""
-    if count <= wanted:
-        return list(range(count))
-    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
-
-
-def _predictions(model: nn.Module, logits: Tensor) -> list[list[dict[str, Any]]]:
-    """The best classes of every sample after 1..T steps: `[T][B]`."""
     readout = cast(Callable[[Tensor], Tensor], model.readout)
-    return [_best(readout(logits[: t + 1])) for t in range(len(logits))]
+    with watching(model, count), watching_attention(model, keep):
+        for chunk in torch.split(images, CHUNK):
+            logits = model(_encoded(encode, chunk))
+            if logits.shape[-1] != classes:
+                raise InputError(
+                    f"classes has {classes} names, but the model scores {logits.shape[-1]} "
+                    "classes: pass the names of the data set that the model was trained on"
+                )
+            steps = [readout(logits[: t + 1]) for t in range(len(logits))]
+            scores.append(torch.stack(steps).float().cpu())
+    names = [name for name, _ in model.named_modules() if name in tallies]
+    layers = [tallies[name].facts(name) for name in names]
+    return torch.cat(scores, 1), layers, {name: torch.cat(parts) for name, parts in maps.items()}
 
 
-def _best(scores: Tensor) -> list[dict[str, Any]]:
-    best = scores.float().softmax(-1).topk(min(TOP, scores.shape[-1]))
+def _encoded(encode: Encode, images: Tensor) -> Tensor:
+    x = encode(images)
+    if x.ndim != 5 or x.shape[1] != len(images):
+        raise InputError(
+            f"encode made {list(x.shape)} of {len(images)} images, expected [T, B, C, H, W]: "
+            "end it with encode.direct(x, timesteps=4)"
+        )
+    return x
+
+
+def _look_closely(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[Facts, Arrays]:
+    """Rasters and traces of some layers, while a single sample `[T, 1, ...]` passes."""
+    arrays: Arrays = {}
+    seen: dict[str, tuple[Facts, Facts]] = {}
+
+    def look(name: str, neuron: Any, current: Tensor, spikes: Tensor) -> None:
+        if name not in layers:
+            return
+        i = layers.index(name)
+        spread, arrays[f"raster_{i}"] = raster(spikes)
+        chosen, parts = traces(spikes, potentials(neuron, current))
+        arrays.update({f"trace_{i}_{part}": values for part, values in parts.items()})
+        names = {
+            part: f"trace_{i}_{part}" if part in parts else None
+            for part in ("spikes", "after", "before", "threshold")
+        }
+        seen[name] = (
+            {"layer": name, "neurons": spread, "array": f"raster_{i}"},
+            {"layer": name, "neurons": chosen, **names},
+        )
+
+    with watching(model, look):
+        model(x)
+    rasters, traced = zip(*(seen[name] for name in layers), strict=True)
+    return {"rasters": list(rasters), "traces": list(traced)}, arrays
+
+
+def _best(scores: Tensor) -> list[Facts]:
+    """The best classes of one sample after each number of steps, from `[T, K]`."""
+    best = scores.softmax(-1).topk(min(TOP, scores.shape[-1]))
     return [
         # JSON has no NaN: a diverged model has predictions, but no probabilities.
         {"classes": classes, "probabilities": [p if np.isfinite(p) else None for p in ps]}
@@ -146,11 +189,11 @@ def _best(scores: Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def _save(folder: Path, facts: dict[str, Any], arrays: dict[str, Any]) -> None:
+def _save(folder: Path, facts: Facts, arrays: Arrays) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
     # The JSON names the arrays, so it comes last: whoever finds it finds them too.
-    _replace(folder / "inspect.npz", lambda file: np.savez_compressed(file, **arrays))
+    _replace(folder / "inspect.npz", lambda file: np.savez_compressed(file, **cast(Any, arrays)))
     _replace(folder / "inspect.json", lambda file: file.write(text.encode()))
 
 

@@ -1,4 +1,4 @@
-"""Curves and rasters as inline SVG, images as data URIs; the only file that knows matplotlib.
+"""Curves, rasters and membrane traces as inline SVG; the only file that knows matplotlib.
 
 Figures are drawn in placeholder colours that become CSS variables, so that one drawing serves light
 and dark pages. Text stays text, in the font of the page.
@@ -6,7 +6,6 @@ and dark pages. Text stays text, in the font of the page.
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from spikeformers.report.markup import Markup, tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MUTED, LINE, TRAIN, HELD_OUT = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {MUTED: "muted", LINE: "line", TRAIN: "train", HELD_OUT: "held-out"}
@@ -63,12 +63,14 @@ class Curve:
         x: Where.
         y: What was measured there, or `None`.
         colour: One of the placeholder colours.
+        strength: Opacity, which tells the members of a family apart.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float | None]
     colour: str = TRAIN
+    strength: float = 1.0
 
     def points(self) -> tuple[list[float], list[float]]:
         """The measured points only."""
@@ -90,11 +92,13 @@ def curves(
     """
     mpl = _matplotlib()
 
-    def paint(axes: Axes) -> None:
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
         for curve in curves:
             xs, ys = curve.points()
             marker = "o" if numbered or len(xs) < 13 else None
-            axes.plot(xs, ys, color=curve.colour, label=curve.label, marker=marker)
+            (line,) = axes.plot(xs, ys, color=curve.colour, label=curve.label, marker=marker)
+            line.set_alpha(curve.strength)
             if numbered:
                 _number_points(axes, xs, ys)
         axes.set(xlabel=x, ylabel=y)
@@ -117,7 +121,8 @@ def raster(title: str, spikes: np.ndarray) -> Markup:
         mpl.path.Path(mark + np.array([t + 1, neuron + 1])) for neuron, t in np.argwhere(spikes)
     ]
 
-    def paint(axes: Axes) -> None:
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
         if marks:
             # One outline for all marks keeps a busy raster at a few kilobytes.
             outline = mpl.path.Path.make_compound_path(*marks)
@@ -131,15 +136,77 @@ def raster(title: str, spikes: np.ndarray) -> Markup:
     return _draw(title, paint, width=3.2, height=3.2)
 
 
-def image_uri(image: np.ndarray) -> str:
-    """Encode a picture, uint8 `[H, W]`, `[H, W, 3]` or `[H, W, 4]`, as a PNG data URI."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "train") from error
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+@dataclass(frozen=True)
+class Trace:
+    """What some neurons went through.
+
+    Attributes:
+        neurons: Their names.
+        spikes: When they fired, bool `[neurons, T]`.
+        after: Membrane after each step `[neurons, T]`.
+        before: Membrane that was compared with the threshold, where known.
+        threshold: Threshold of each neuron, where known.
+    """
+
+    neurons: Sequence[int]
+    spikes: np.ndarray
+    after: np.ndarray
+    before: np.ndarray | None = None
+    threshold: np.ndarray | None = None
+
+    @property
+    def met(self) -> np.ndarray:
+        """The potential at each step that says most: what met the threshold, where known."""
+        return self.after if self.before is None else self.before
+
+    def path(self, neuron: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the line goes: up to the potential before the reset, down to the one after it."""
+        steps = np.arange(1, self.spikes.shape[1] + 1)
+        if self.before is None:
+            return steps, self.after[neuron]
+        both = np.stack([self.before[neuron], self.after[neuron]], axis=1)
+        return np.repeat(steps, 2), both.ravel()
+
+
+def traces(title: str, trace: Trace) -> Markup:
+    """Draw the membranes of some neurons, one below the other on one scale, spikes marked."""
+    mpl = _matplotlib()
+    timesteps = trace.spikes.shape[1]
+    low, high = _limits(trace.met, trace.after, trace.threshold)
+
+    def paint(figure: Figure) -> None:
+        rows = figure.subplots(len(trace.neurons), sharex=True, squeeze=False)[:, 0]
+        for i, (axes, neuron) in enumerate(zip(rows, trace.neurons, strict=True)):
+            axes.plot(*trace.path(i), color=TRAIN, linewidth=1.3)
+            _mark_steps(axes, trace.met[i], trace.spikes[i])
+            if trace.threshold is not None:
+                axes.axhline(trace.threshold[i], color=MUTED, linewidth=0.9, dashes=(3, 2))
+            axes.set(xlim=(0.6, timesteps + 0.4), ylim=(low, high))
+            axes.set_ylabel(f"{neuron}", rotation=0, ha="right", va="center")
+            axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(2))
+            axes.tick_params(labelsize=6)
+            axes.grid(visible=False)
+        rows[-1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+        rows[-1].tick_params(axis="x", labelsize=8)
+        rows[-1].set(xlabel="time step")
+
+    return _draw(title, paint, width=3.2, height=0.5 + 0.45 * len(trace.neurons))
+
+
+def _mark_steps(axes: Axes, potentials: np.ndarray, spikes: np.ndarray) -> None:
+    """A dot per step, a large one where the neuron fired."""
+    steps = np.arange(1, len(spikes) + 1)
+    axes.plot(steps[~spikes], potentials[~spikes], "o", color=TRAIN, markersize=2.6)
+    axes.plot(steps[spikes], potentials[spikes], "o", color=HELD_OUT, markersize=5)
+
+
+def _limits(*arrays: np.ndarray | None) -> tuple[float, float]:
+    """A range with some air around all finite values."""
+    values = np.concatenate([array.ravel() for array in arrays if array is not None])
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    air = 0.18 * (high - low) or 1.0
+    return float(low - air), float(high + air)
 
 
 def _number_points(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
@@ -164,8 +231,8 @@ def _matplotlib() -> ModuleType:
     return matplotlib
 
 
-def _draw(title: str, paint: Callable[[Axes], None], *, width: float, height: float) -> Markup:
-    """Paint on fresh axes, `width` x `height` inches, and return them as inline SVG."""
+def _draw(title: str, paint: Callable[[Figure], None], *, width: float, height: float) -> Markup:
+    """Paint on a fresh figure, `width` x `height` inches, and return them as inline SVG."""
     mpl = _matplotlib()
     file = io.StringIO()
     with mpl.rc_context():
@@ -173,7 +240,7 @@ def _draw(title: str, paint: Callable[[Axes], None], *, width: float, height: fl
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
         figure = mpl.figure.Figure(figsize=(width, height), layout="constrained")
-        paint(figure.add_subplot())
+        paint(figure)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=nothing)
     return _inline(file.getvalue(), title)

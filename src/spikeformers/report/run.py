@@ -22,6 +22,7 @@ class Run:
     Attributes:
         start: Last `start` event of the log: model, parameters, recipe, environment.
         epochs: One `epoch` event per epoch, in order; a resumed epoch replaces the broken-off one.
+        events: What interrupted the epochs, in order: resumed, stopped, images skipped.
         unreadable: How many lines of the log a crash has cut off.
         metrics: `metrics.json`.
         inspection: `inspect.json`, or `None` if the model was not inspected.
@@ -30,6 +31,7 @@ class Run:
 
     start: Facts
     epochs: list[Facts]
+    events: list[Facts]
     unreadable: int
     metrics: Facts
     inspection: Facts | None = None
@@ -48,17 +50,18 @@ def read_run(folder: Path) -> Run:
         if not (folder / name).is_file():
             raise DataError(f"{folder} has no {name}: {maker} the model into this folder first")
 
-    start, epochs, unreadable = _read_log(folder / "log.jsonl")
+    log = _read_log(folder / "log.jsonl")
     metrics = _read_json(folder / "metrics.json")
     if not all((folder / name).is_file() for name in ("inspect.json", "inspect.npz")):
-        return Run(start, epochs, unreadable, metrics)
+        return Run(*log, metrics)
     inspection = _read_json(folder / "inspect.json")
-    return Run(start, epochs, unreadable, metrics, inspection, _read_npz(folder / "inspect.npz"))
+    return Run(*log, metrics, inspection, _read_npz(folder / "inspect.npz"))
 
 
-def _read_log(path: Path) -> tuple[Facts, list[Facts], int]:
+def _read_log(path: Path) -> tuple[Facts, list[Facts], list[Facts], int]:
     start: Facts = {}
     epochs: dict[int, Facts] = {}
+    events: list[Facts] = []
     unreadable = 0
     # A cut may fall inside a character, which must not make the other lines unreadable.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -74,7 +77,9 @@ def _read_log(path: Path) -> tuple[Facts, list[Facts], int]:
                 start = fact
             case {"event": "epoch", "epoch": int(epoch)}:
                 epochs[epoch] = fact
-    return start, [epochs[epoch] for epoch in sorted(epochs)], unreadable
+            case {"event": "skipped" | "resume" | "stopped"}:
+                events.append(fact)
+    return start, [epochs[epoch] for epoch in sorted(epochs)], events, unreadable
 
 
 def _read_json(path: Path) -> Facts:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from spikeformers.report.markup import Markup, tag
-from spikeformers.report.plots import image_uri
+from spikeformers.report.pictures import image_uri
 
 DASH = "–"  # noqa: RUF001
 
@@ -61,6 +61,25 @@ def facts(values: Mapping[str, Any]) -> Markup:
         for group, rows in groups.items()
     )
     return tag("table", *bodies, class_="facts")
+
+
+def events(happened: Sequence[Mapping[str, Any]], most: int = 20) -> Markup:
+    """What interrupted training as a list; what exceeds `most` is counted."""
+    items = [tag("li", tag("span", _told(fact)), tag("b", _when(fact))) for fact in happened[:most]]
+    if len(happened) > most:
+        items.append(tag("li", f"and {len(happened) - most} more in log.jsonl"))
+    return tag("ul", *items, class_="plain")
+
+
+def _told(fact: Mapping[str, Any]) -> str:
+    rest = {k: v for k, v in fact.items() if k not in ("event", "epoch", "step", "message")}
+    details = [str(fact["message"])] if fact.get("message") else []
+    details += [f"{key} {_plain(value)}" for key, value in rest.items()]
+    return f"{fact['event']}: {', '.join(details)}" if details else str(fact["event"])
+
+
+def _when(fact: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {fact[key]}" for key in ("epoch", "step") if key in fact)
 
 
 def firing(layers: Sequence[Mapping[str, Any]]) -> Markup:
@@ -149,7 +168,10 @@ def _sparks(rates: Sequence[float], busiest: float) -> Markup:
 
 
 def _share(value: object) -> str:
-    return percent(100 * value) if isinstance(value, int | float) else DASH
+    if not isinstance(value, int | float):
+        return DASH
+    # Hardly ever is not never.
+    return "< 0.1 %" if 0 < value < 0.0005 else percent(100 * value)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,6 +189,8 @@ def _plain(value: Any) -> str:
         return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
     return str(value)
