@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo fmt lint types test test-shapes test-gpu test-floor check clean
+.PHONY: help setup demo docs fmt lint types test test-shapes test-gpu test-browser test-floor check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,13 +39,18 @@ types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
 test: $(VENV)/.dev  ## Run the whole test suite
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not browser"
 
 test-shapes: $(VENV)/.dev  ## Run the core tests with every shape annotation checked at run time
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not compile" --check-shapes tests/ops tests/layers tests/models
 
 test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: $(VENV)/.dev  ## Look at a report in headless Chromium and leave screenshots
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ echo "test-browser needs a browser: install chromium, for example apt install chromium"; exit 1; }
+	$(BIN)/python -m pytest -m browser -s tests/browser
 
 test-floor:  ## Run the core tests on the oldest supported PyTorch
 	$(MAKE) VENV=.venv-floor .venv-floor/.floor
@@ -54,6 +59,9 @@ test-floor:  ## Run the core tests on the oldest supported PyTorch
 .venv-floor/.floor: pyproject.toml | $(BIN)/python
 	$(PIP) "torch==2.10.0" "torchvision==0.25.0" -e ".[dev]"
 	@touch $@
+
+docs: $(VENV)/.dev  ## Write the generated page docs/results.md
+	$(BIN)/python docs/make_results.py
 
 check: lint types test  ## Lint, types and tests: what CI runs
 
