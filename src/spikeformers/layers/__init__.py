@@ -1,6 +1,6 @@
 """The tiles that architectures are laid from."""
 
-from spikeformers.layers.attention import SDSA1, SDSA2, SDSA3, SDSA4, matrix_product
+from spikeformers.layers.attention import SDSA1, SDSA2, SDSA3, SDSA4, SSA, matrix_product, spiking
 from spikeformers.layers.heads import ClassificationHead, DistillationHead
 from spikeformers.layers.mixers import ChannelConv, ChannelMLP, SepConv
 from spikeformers.layers.recompute import recompute
@@ -24,6 +24,7 @@ __all__ = [
     "SDSA2",
     "SDSA3",
     "SDSA4",
+    "SSA",
     "BatchNorm",
     "Blocks",
     "Branch",
@@ -48,5 +49,6 @@ __all__ = [
     "once",
     "recompute",
     "sew",
+    "spiking",
     "vanilla",
 ]

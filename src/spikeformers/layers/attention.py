@@ -1,28 +1,37 @@
-"""Spike-driven self-attention: softmax-free, on binary q, k and v, each time step on its own.
+"""Spiking self-attention: softmax-free, on binary q, k and v, each time step on its own.
 
 All maps are channel-first. Shapes carry their axes as a suffix: T steps, B batch, C channels,
 h heads, d channels per head, N = H*W tokens.
 
 | operator | definition (SN is a neuron, sum over tokens) |
 |---|---|
+| SSA | `SN(scale q (k^T v))` |
 | SDSA-1 | `q * SN(sum(k * v))` |
 | SDSA-2 | `SN(sum(q)) * v`, without k |
-| SDSA-3 | `SN(scale q (k^T v))` |
+| SDSA-3 | SSA with re-parameterised synapses |
 | SDSA-4 | SDSA-3 with a learned threshold |
 """
+
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from spikeformers.errors import InputError
 from spikeformers.layers.shortcut import Chain
-from spikeformers.layers.synapse import RepConv
-from spikeformers.neurons import LIF, LearnedThresholdLIF, NeuronFactory
+from spikeformers.layers.synapse import LinearBN, RepConv
+from spikeformers.neurons import LIF, LearnedThresholdLIF, Neuron, NeuronFactory
 
 ATTENTION_THRESHOLD = 0.5
 
 
-def _spiking_projection(dim: int, neuron: NeuronFactory) -> Chain:
-    return Chain(conv=RepConv(dim, dim), neuron=neuron())
+SynapseFactory = Callable[[int, int], nn.Module]
+"""Makes the synapse from one width to another: `LinearBN`, `RepConv`."""
+
+
+def spiking(synapse: nn.Module, neuron: Neuron) -> Chain:
+    """Let a synapse drive a neuron: what makes q, k and v binary."""
+    return Chain(synapse=synapse, neuron=neuron)
 
 
 def matrix_product(q_TBhdN: Tensor, k_TBhdN: Tensor, v_TBhdN: Tensor) -> Tensor:
@@ -46,6 +55,8 @@ class SDSA1(nn.Module):
         dim: Channels.
         heads: Accepted for symmetry with SDSA-3 and checked; a sum per channel has no heads.
         neuron: Makes the neurons.
+        qkv: Makes the synapses in front of them.
+        proj: Makes the last synapse.
 
     Shape:
         spikes `[T, B, C, H, W]` -> current `[T, B, C, H, W]`.
@@ -54,14 +65,21 @@ class SDSA1(nn.Module):
         Yao et al., "Spike-driven Transformer", NeurIPS 2023, arXiv:2307.01694, eq. 12.
     """
 
-    def __init__(self, dim: int, heads: int, neuron: NeuronFactory = LIF) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        neuron: NeuronFactory = LIF,
+        qkv: SynapseFactory = RepConv,
+        proj: SynapseFactory = RepConv,
+    ) -> None:
         super().__init__()
         check_heads(dim, heads)
-        self.q = _spiking_projection(dim, neuron)
-        self.k = _spiking_projection(dim, neuron)
-        self.v = _spiking_projection(dim, neuron)
+        self.q = spiking(qkv(dim, dim), neuron())
+        self.k = spiking(qkv(dim, dim), neuron())
+        self.v = spiking(qkv(dim, dim), neuron())
         self.neuron = neuron(v_threshold=ATTENTION_THRESHOLD)
-        self.proj = RepConv(dim, dim)
+        self.proj = proj(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask the queries by the channels whose keys and values agree often enough."""
@@ -76,6 +94,8 @@ class SDSA2(nn.Module):
         dim: Channels.
         heads: Accepted for symmetry with SDSA-3 and checked; a sum per channel has no heads.
         neuron: Makes the neurons.
+        qkv: Makes the synapses in front of them.
+        proj: Makes the last synapse.
 
     Shape:
         spikes `[T, B, C, H, W]` -> current `[T, B, C, H, W]`.
@@ -84,13 +104,20 @@ class SDSA2(nn.Module):
         Yao et al., ICLR 2024, arXiv:2404.03663, sec. 3.3.
     """
 
-    def __init__(self, dim: int, heads: int, neuron: NeuronFactory = LIF) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        neuron: NeuronFactory = LIF,
+        qkv: SynapseFactory = RepConv,
+        proj: SynapseFactory = RepConv,
+    ) -> None:
         super().__init__()
         check_heads(dim, heads)
-        self.q = _spiking_projection(dim, neuron)
-        self.v = _spiking_projection(dim, neuron)
+        self.q = spiking(qkv(dim, dim), neuron())
+        self.v = spiking(qkv(dim, dim), neuron())
         self.neuron = neuron(v_threshold=ATTENTION_THRESHOLD)
-        self.proj = RepConv(dim, dim)
+        self.proj = proj(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask the values by the channels that are asked for often enough."""
@@ -98,8 +125,65 @@ class SDSA2(nn.Module):
         return self.proj(self.neuron(asked) * self.v(x))
 
 
-class SDSA3(nn.Module):
-    """Spike-driven self-attention of V2: `SN(scale q (k^T v))`, integers before the neuron.
+class SSA(nn.Module):
+    """Spiking self-attention: `SN(scale q (k^T v))`, integers before the neuron.
+
+    Args:
+        dim: Channels.
+        heads: Heads; divides `dim`. Channels are head-major.
+        neuron: Makes the neurons.
+        qkv: Makes the synapses of q, k and v.
+        proj: Makes the last synapse.
+        scale: Constant factor of the product; folding moves it into the threshold.
+        v_threshold: Threshold of the neuron behind the product; `None` is the factory's own.
+        value_expansion: Width of v relative to `dim`.
+
+    Shape:
+        spikes `[T, B, C, H, W]` -> current `[T, B, C, H, W]`.
+
+    Reference:
+        Zhou et al., "Spikformer", ICLR 2023, arXiv:2209.15425, eq. 6 to 8.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        neuron: NeuronFactory = LIF,
+        qkv: SynapseFactory = LinearBN,
+        proj: SynapseFactory = partial(LinearBN, bias=True),
+        scale: float = 0.125,
+        v_threshold: float | None = ATTENTION_THRESHOLD,
+        value_expansion: int = 1,
+    ) -> None:
+        super().__init__()
+        check_heads(dim, heads)
+        self.heads = heads
+        self.scale = scale
+        self.q = spiking(qkv(dim, dim), neuron())
+        self.k = spiking(qkv(dim, dim), neuron())
+        self.v = spiking(qkv(dim, value_expansion * dim), neuron())
+        self.neuron = neuron() if v_threshold is None else neuron(v_threshold=v_threshold)
+        self.proj = proj(value_expansion * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over the tokens of each step."""
+        q, k, v = (
+            branch(x).flatten(3).unflatten(2, (self.heads, -1))
+            for branch in (self.q, self.k, self.v)
+        )
+        y = matrix_product(q, k, v).flatten(2, 3).unflatten(3, x.shape[3:])
+        return self.proj(self.neuron(y if self.scale == 1 else self.scale * y))
+
+    def fold(self) -> "SSA":
+        """Move the scale into the threshold where that is exact; elsewhere it stays."""
+        if (neuron := self.neuron.absorb(self.scale)) is not None:
+            self.neuron, self.scale = neuron, 1.0
+        return self
+
+
+class SDSA3(SSA):
+    """Spike-driven self-attention of V2: SSA behind a leading neuron, with re-parameterised synapses.
 
     Args:
         dim: Channels.
@@ -117,30 +201,7 @@ class SDSA3(nn.Module):
     def __init__(
         self, dim: int, heads: int, neuron: NeuronFactory = LIF, scale: float = 0.125
     ) -> None:
-        super().__init__()
-        check_heads(dim, heads)
-        self.heads = heads
-        self.scale = scale
-        self.q = _spiking_projection(dim, neuron)
-        self.k = _spiking_projection(dim, neuron)
-        self.v = _spiking_projection(dim, neuron)
-        self.neuron = neuron(v_threshold=ATTENTION_THRESHOLD)
-        self.proj = RepConv(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over the tokens of each step."""
-        q, k, v = (
-            branch(x).flatten(3).unflatten(2, (self.heads, -1))
-            for branch in (self.q, self.k, self.v)
-        )
-        y = matrix_product(q, k, v).reshape(x.shape)
-        return self.proj(self.neuron(y if self.scale == 1 else self.scale * y))
-
-    def fold(self) -> "SDSA3":
-        """Move the scale into the threshold where that is exact; elsewhere it stays."""
-        if (neuron := self.neuron.absorb(self.scale)) is not None:
-            self.neuron, self.scale = neuron, 1.0
-        return self
+        super().__init__(dim, heads, neuron, qkv=RepConv, proj=RepConv, scale=scale)
 
 
 class SDSA4(SDSA3):

@@ -136,7 +136,9 @@ def _find(source: str) -> tuple[Official, str]:
         (official, full.rpartition(":")[2])
         for official in _OFFICIALS
         for full in official.sources()
-        if full == source or full.endswith((f"/{source}", f":{source}"))
+        if f"/{full}".endswith(f"/{source}")
+        or full.endswith(f":{source}")
+        or f"/{official.file}".endswith(f"/{source}")
     ]
     if len(matches) == 1:
         return matches[0]
@@ -154,7 +156,8 @@ def from_official(
 
     Args:
         state_dict: Official key -> tensor or array.
-        source: `owner/repository/file:callable`; a shorter suffix is accepted while unique.
+        source: `owner/repository/file:callable`; a shorter suffix is accepted while unique, and the
+            file alone where it has one constructor.
         corrected: Whether to repair a known defect of the official code (see the architecture's
             docstring). Without one it changes nothing.
         kwargs: Arguments of the official constructor. Those it ignored are ignored.

@@ -240,7 +240,7 @@ _CONV_BLOCK = {
 }
 _ATTN_BLOCK = {
     "attn.head_lif": "attn.neuron",
-    **join({f"attn.{x}_conv": f"attn.fn.{x}.conv" for x in "qkv"}, _REP_CONV),
+    **join({f"attn.{x}_conv": f"attn.fn.{x}.synapse" for x in "qkv"}, _REP_CONV),
     **{f"attn.{x}_lif": f"attn.fn.{x}.neuron" for x in "qkv"},
     "attn.attn_lif": "attn.fn.neuron",
     **join({"attn.proj_conv": "attn.fn.proj"}, _REP_CONV),
