@@ -48,8 +48,6 @@ test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 test-browser: $(VENV)/.dev  ## Look at a report in headless Chromium and leave screenshots
-	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
-		{ echo "test-browser needs a browser: install chromium, for example apt install chromium"; exit 1; }
 	$(BIN)/python -m pytest -m browser -s tests/browser
 
 test-floor:  ## Run the core tests on the oldest supported PyTorch

@@ -49,7 +49,7 @@ onload = () => {{
 @pytest.fixture(scope="module", autouse=True)
 def browser():
     if not CHROMIUM:
-        pytest.skip("no browser found: install chromium, for example `apt install chromium`")
+        pytest.fail("no browser found: install chromium, for example `apt install chromium`")
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.data.writers import write_image
@@ -11,3 +14,13 @@ def image_folder(tmp_path):
     write_image(tmp_path / "train/dog/1.png", (0, 0, 255))
     write_image(tmp_path / "test/dog/7.png", (0, 0, 200))
     return tmp_path
+
+
+@pytest.fixture
+def real_data():
+    """The folder of the real data sets, which the project does not ship; see CONTRIBUTING.md."""
+    folder = os.environ.get("SPIKEFORMERS_DATA")
+    if folder is None:
+        pytest.skip("SPIKEFORMERS_DATA is not set: no folder with the real data sets")
+    assert Path(folder).is_dir(), f"SPIKEFORMERS_DATA={folder} is no folder"
+    return Path(folder)

@@ -1,7 +1,5 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -152,13 +150,6 @@ def test_importing_the_room_imports_no_extra():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def _real(folder):
-    root = Path(os.environ.get("SPIKEFORMERS_DATA", "/nonexistent")) / folder
-    if not root.is_dir():
-        pytest.skip("SPIKEFORMERS_DATA names no directory with this data set")
-    return root
-
-
 @pytest.mark.parametrize(
     ("name", "folder", "first", "mean"),
     [
@@ -167,9 +158,9 @@ def _real(folder):
         ("cifar10", "cifar10", [6, 9, 9, 4, 1], 0.4734),
     ],
 )
-def test_real_files(name, folder, first, mean):
+def test_real_files(real_data, name, folder, first, mean):
     """The known first labels, and the known mean of the pixels as far as a part has it."""
-    root = _real(folder)
+    root = real_data / folder
     train, test = load_dataset(name, root), load_dataset(name, root, "test")
     assert [train[i][1] for i in range(5)] == first
     pixels = torch.stack([train[i][0] for i in range(2000)]).float() / 255

@@ -1,6 +1,5 @@
 """Tiny ImageNet's own folders."""
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -59,11 +58,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load_dataset("tiny_imagenet", folder)
 
 
-def test_the_real_set(tmp_path: Path) -> None:
-    archive = Path(os.environ.get("SPIKEFORMERS_DATA", "."), "tiny-imagenet")
-    archive = archive / "tiny-imagenet-10classes.zip"
-    if not archive.is_file():
-        pytest.skip("SPIKEFORMERS_DATA names no directory with this data set")
+def test_the_real_set(real_data: Path, tmp_path: Path) -> None:
+    archive = real_data / "tiny-imagenet/tiny-imagenet-10classes.zip"
     zipfile.ZipFile(archive).extractall(tmp_path)
     train, val = (load_dataset("tiny_imagenet", tmp_path, s) for s in ("train", "test"))
     assert (len(train), len(val), len(train.classes)) == (2000, 300, 10)

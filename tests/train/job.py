@@ -2,10 +2,13 @@
 
 python job.py RECIPE.yaml ...            each process trains all of them
 FAIL_AT_STEP=1 python job.py RECIPE.yaml  the second process fails at that step
+STOP_AT_STEP=1 python job.py RECIPE.yaml  the second process is asked to stop there
 """
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -17,21 +20,31 @@ from spikeformers.train import loop
 torch.set_num_threads(1)
 
 
-def fail_at(step: int) -> None:
-    """Let the second process stumble over its data."""
+def at_step(step: int, happens: Callable[[], None]) -> None:
+    """Let something happen to the second process."""
     update = loop._update
 
-    def stumble(run: object, *arguments: object) -> None:
+    def eventful(run: object, *arguments: object) -> None:
         if run.training.done.step == step and run.ranks.rank == 1:
-            raise DataError("the image seven.png cannot be read")
+            happens()
         update(run, *arguments)
 
-    loop._update = stumble
+    loop._update = eventful
+
+
+def stumble() -> None:
+    raise DataError("the image seven.png cannot be read")
+
+
+def be_stopped() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    if "FAIL_AT_STEP" in os.environ:
-        fail_at(int(os.environ["FAIL_AT_STEP"]))
+    for name, happens in (("FAIL_AT_STEP", stumble), ("STOP_AT_STEP", be_stopped)):
+        if name in os.environ:
+            at_step(int(os.environ[name]), happens)
+    if {"FAIL_AT_STEP", "STOP_AT_STEP"} & set(os.environ):
         sys.exit(main(["train", *sys.argv[1:], "--device", "cpu"]))
     with train.joined("cpu"):
         for path in sys.argv[1:]:

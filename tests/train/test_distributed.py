@@ -1,5 +1,6 @@
 """Many processes train what one would: the same weights, statistics and borders."""
 
+import json
 import os
 import socket
 import subprocess
@@ -73,6 +74,26 @@ def borders(path: Path) -> list[torch.Tensor]:
     assert convs
     # What the border norm makes of the zero padding.
     return [conv.border_norm.affine_map()[1] for conv in convs]
+
+
+def test_a_stopped_job_counts_the_images_of_all_processes(small: Small, tmp_path: Path) -> None:
+    half_an_epoch = ["train.epochs=1", "train.batch_size=4", "train.precision=float64"]
+    recipe = small(*half_an_epoch, f"out={tmp_path / 'run'}")
+    file = write(recipe, tmp_path / "recipe.yaml")
+    stopped = job(file, STOP_AT_STEP="2")
+    assert stopped.returncode != 0 and "saved in" in stopped.stderr
+    header = read_checkpoint(Path(recipe.out) / "last.safetensors")[1]
+    assert header["progress"]["step"] == 3 and header["progress"]["seconds"] > 0
+    done = job(file)
+    assert done.returncode == 0, done.stderr
+    whole = small(*half_an_epoch, f"out={tmp_path / 'whole'}")
+    fit(whole, "cpu")
+    (halved, expected) = (
+        json.loads((Path(r.out) / "log.jsonl").read_text().splitlines()[-1])
+        for r in (recipe, whole)
+    )
+    assert halved["train_top1"] == pytest.approx(expected["train_top1"])
+    assert halved["loss"] == pytest.approx(expected["loss"], abs=1e-9)
 
 
 def test_the_first_error_is_shown_once_and_ends_the_job(small: Small, tmp_path: Path) -> None:

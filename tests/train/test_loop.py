@@ -47,8 +47,9 @@ def test_a_run_writes_checkpoints_metrics_and_log(small: Small) -> None:
     assert [entry["event"] for entry in log_of(recipe)] == ["start", "epoch", "epoch"]
     evaluated = evaluate_checkpoint(out / "best.safetensors")
     assert evaluated["top1"] == metrics["top1"]
-    model, again, classes = load_trained(out / "last.safetensors")
-    assert again == recipe and len(classes) == 10 and not model.training
+    model, again, progress = load_trained(out / "last.safetensors")
+    assert again == recipe and not model.training
+    assert len(progress["classes"]) == 10 and progress["epoch"] == 2
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(

@@ -31,9 +31,9 @@ def test_a_training_step_is_the_same() -> None:
     for twin, model in zip(twins, models, strict=True):
         F.cross_entropy(model.readout(twin(direct(images, 2))), labels).backward()
     for (name, one), (_, two) in zip(*(m.state_dict().items() for m in models), strict=True):
-        torch.testing.assert_close(two, one, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-12, msg=name)
     for (name, one), (_, two) in zip(*(m.named_parameters() for m in models), strict=True):
-        torch.testing.assert_close(two.grad, one.grad, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(two.grad, one.grad, rtol=0, atol=1e-12, msg=name)
 
 
 def test_inductor_looks_into_the_neuron() -> None:

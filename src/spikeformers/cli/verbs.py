@@ -37,7 +37,7 @@ def train_recipe(args: argparse.Namespace) -> Result:
 
 def _report_of(folder: Path) -> Path:
     """Gather what there is to see of the best checkpoint and write the page."""
-    model, recipe, classes = train.load_trained(folder / "best.safetensors")
+    model, recipe, progress = train.load_trained(folder / "best.safetensors")
     model.float()
     test_set = data.load_dataset(recipe.data.name, recipe.data.root, "test")
     preprocess = train.preprocessing(recipe.data, test_set.channels)
@@ -51,7 +51,7 @@ def _report_of(folder: Path) -> Path:
         model,
         (pixels * 255).round().to(torch.uint8),
         torch.tensor([label for _, label in samples]),
-        classes,
+        progress["classes"],
         folder,
         encode=encode,
     )
@@ -104,7 +104,7 @@ def verify(args: argparse.Namespace) -> Result:
 
 def predict(args: argparse.Namespace) -> Result:
     """Name what images show."""
-    model, recipe, classes = train.load_trained(args.checkpoint)
+    model, recipe, progress = train.load_trained(args.checkpoint)
     model.float()
     preprocess = train.preprocessing(recipe.data, recipe.model.in_channels)
     task = Classification(recipe.train.timesteps)
@@ -116,7 +116,7 @@ def predict(args: argparse.Namespace) -> Result:
         rows.append(
             {
                 "image": path,
-                "classes": [classes[i] for i in best.indices],
+                "classes": [progress["classes"][i] for i in best.indices],
                 "probabilities": [round(p, 4) for p in best.values.tolist()],
             }
         )

@@ -30,9 +30,9 @@ _FREE = {"out", "data.root", "data.workers", "train.checkpoint_steps"}
 
 def save_best(path: Path, training: Training, recipe: Recipe) -> None:
     """Write the evaluated weights alone, with the recipe that made them."""
-    tensors = _whole(training.evaluated.state_dict())
+    tensors, header = _whole(training.evaluated.state_dict()), _header(training, recipe)
     if training.ranks.is_first:
-        write_checkpoint(path, tensors, _header(training, recipe))
+        write_checkpoint(path, tensors, header)
 
 
 def save_last(path: Path, training: Training, recipe: Recipe) -> None:
@@ -65,10 +65,13 @@ def good(path: Path) -> str:
 
 
 def _header(training: Training, recipe: Recipe) -> dict[str, Any]:
+    # Each process counts its own images; on resuming, each goes on from an equal share of the sum.
+    total = training.ranks.total(torch.tensor(training.done.counts, dtype=torch.float64))
+    counts = (total / training.ranks.count).tolist()
     return {
         **describe_model(training.model),
         "recipe": recipe.as_dict(),
-        "progress": dataclasses.asdict(training.done),
+        "progress": {**dataclasses.asdict(training.done), "counts": counts},
     }
 
 

@@ -146,8 +146,8 @@ def held_out_batches(
     )
 
 
-def load_trained(path: str | Path) -> tuple[Backbone, Recipe, list[str]]:
-    """Return the model of a training checkpoint, its recipe and the names of its classes.
+def load_trained(path: str | Path) -> tuple[Backbone, Recipe, dict[str, Any]]:
+    """Return the model of a training checkpoint, its recipe and how far it has come (`Progress`).
 
     Raises:
         CheckpointError: If the file is damaged or holds weights without a recipe.
@@ -156,7 +156,7 @@ def load_trained(path: str | Path) -> tuple[Backbone, Recipe, list[str]]:
     header = read_checkpoint(path)[1]
     if "recipe" not in header:
         raise CheckpointError(f"{path} holds a model without a recipe: it was not made by training")
-    return model, recipe_from_dict(header["recipe"]), header["progress"]["classes"]
+    return model, recipe_from_dict(header["recipe"]), header["progress"]
 
 
 def evaluate_checkpoint(

@@ -1,5 +1,6 @@
 """What a run writes beside its checkpoints: one JSON object per line, and one file of results."""
 
+import importlib
 import json
 import os
 import platform
@@ -70,14 +71,23 @@ class Log:
     def __init__(self, folder: Path, epochs: int | None, ranks: Ranks, tensorboard: bool) -> None:
         self.path = folder / "log.jsonl"
         self.is_kept = ranks.is_first
+        tqdm = _extra("tqdm", "train").tqdm
+        writer = _extra("torch.utils.tensorboard", "tensorboard") if tensorboard else None
         if self.is_kept:
             folder.mkdir(parents=True, exist_ok=True)
             goes_on = epochs is not None and self.path.exists()
             lines = self.path.read_text().splitlines() if goes_on else []
             kept = [line for line in lines if _belongs(line, epochs or 0)]
             _replace(self.path, "".join(f"{line}\n" for line in kept))
-        self.board = _board(folder, epochs or 0) if tensorboard and self.is_kept else None
-        self.bar = _bar(disable=not self.is_kept)
+        # The bar comes last: whatever fails before it is not written across it.
+        self.board = None
+        if writer is not None and self.is_kept:
+            self.board = writer.SummaryWriter(
+                str(folder / "tensorboard"), purge_step=(epochs or 0) + 1
+            )
+        self.bar = tqdm(
+            total=0, unit="img", unit_scale=True, mininterval=0.5, disable=not self.is_kept
+        )
 
     def write(self, **entry: Any) -> None:
         """Append one line."""
@@ -120,20 +130,12 @@ class Log:
             self.board.close()
 
 
-def _bar(disable: bool) -> Any:
+def _extra(module: str, extra: str) -> Any:
+    """Import a module that an extra brings, before anything is written."""
     try:
-        from tqdm import tqdm
+        return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError("tqdm", "train") from error
-    return tqdm(total=0, unit="img", unit_scale=True, mininterval=0.5, disable=disable)
-
-
-def _board(folder: Path, epochs: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "tensorboard") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
+        raise MissingExtraError(module.rpartition(".")[2], extra) from error
 
 
 def _belongs(line: str, epochs: int) -> bool:

@@ -168,9 +168,10 @@ def _one_epoch(run: _Run, epoch: int, log: Log) -> None:
 def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
     """Take the steps that are left of an epoch; return its mean loss and accuracy."""
     settings, done, device = run.recipe.train, run.training.done, run.ranks.device
-    clock, before, first = time.perf_counter(), done.step, (epoch - 1) * run.epoch_steps
+    before, first, seconds_before = done.step, (epoch - 1) * run.epoch_steps, done.seconds
     batches = _training_batches(run, epoch, first=done.step - first)
     run.training.model.train()
+    clock = time.perf_counter()
     for images, labels in batches:
         _seed(run)
         images, targets = run.mix(images.to(device, run.training.dtype), labels.to(device))
@@ -180,6 +181,7 @@ def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
             run, images, targets, f"step {done.step} (epoch {epoch}, batch {done.step - first})"
         )
         done.step += 1
+        done.seconds = seconds_before + time.perf_counter() - clock
         log.advance(settings.batch_size)
         if settings.checkpoint_steps and done.step % settings.checkpoint_steps == 0:
             save_last(run.last, run.training, run.recipe)
@@ -187,8 +189,7 @@ def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
     for message in batches.skipped:
         log.say(message, event="skipped", epoch=epoch)
 
-    seconds = time.perf_counter() - clock
-    done.seconds += seconds
+    seconds = done.seconds - seconds_before
     loss_sum, hits, seen = run.ranks.total(torch.tensor(done.counts, dtype=torch.float64)).tolist()
     return {
         "loss": loss_sum / seen,

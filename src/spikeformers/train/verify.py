@@ -5,11 +5,10 @@ from typing import Any
 
 from spikeformers.data import DATASETS
 from spikeformers.errors import ConfigError
-from spikeformers.models import read_checkpoint
 from spikeformers.train.distributed import default_device
-from spikeformers.train.evaluate import evaluate_checkpoint
+from spikeformers.train.evaluate import evaluate_checkpoint, load_trained
 from spikeformers.train.log import environment, write_json
-from spikeformers.train.recipe import Recipe, list_recipes, load_recipe, recipe_from_dict
+from spikeformers.train.recipe import Recipe, list_recipes, load_recipe
 
 
 def verify(
@@ -41,8 +40,7 @@ def verify(
         ConfigError: If the checkpoint is of another model, data set or number of steps.
         CheckpointError: If it is damaged or was not made by training.
     """
-    header = read_checkpoint(checkpoint)[1]
-    made = recipe_from_dict(header["recipe"]) if "recipe" in header else recipe
+    _, made, progress = load_trained(checkpoint)
     for key, theirs, ours in (
         ("model.name", made.model.name, recipe.model.name),
         ("model.overrides", made.model.overrides, recipe.model.overrides),
@@ -70,8 +68,8 @@ def verify(
         "subset": None if full is None else figures["images"] != full,
         "timesteps": recipe.train.timesteps,
         "seed": made.train.seed,
-        "epochs": header["progress"]["epoch"],
-        "minutes": header["progress"]["seconds"] / 60,
+        "epochs": progress["epoch"],
+        "minutes": progress["seconds"] / 60,
         "command": _command(name, recipe, made),
         "environment": environment(default_device(device)),
     }
