@@ -9,7 +9,10 @@ from torch import Tensor
 
 from spikeformers.errors import InputError
 from spikeformers.neurons import (
+    DSRIF,
+    DSRLIF,
     IF,
+    ILIF,
     LIF,
     PLIF,
     AcrossBatch,
@@ -17,6 +20,7 @@ from spikeformers.neurons import (
     Neuron,
     NeuronFactory,
 )
+from spikeformers.streaming import advance
 from tests.helpers import assert_same, fire_in_numpy, integrate, leaky, randn
 
 FACTORIES: dict[str, NeuronFactory] = {
@@ -125,6 +129,70 @@ def test_a_learned_threshold_starts_at_its_value_and_stays_positive(threshold: f
     assert neuron.threshold > 0
 
 
+def test_ilif_emits_scaled_integers_and_keeps_what_is_left() -> None:
+    x = torch.tensor([[2.6], [0.5], [9.0], [-1.0]])
+    spikes, v = ILIF(levels=3, decay=0.5, scale=0.25).fire(x)
+    # u is 2.6, 0.5 (2.6 - 3) + 0.5 = 0.3, 9.15 and 0.5 (9.15 - 3) - 1 = 2.075.
+    assert spikes.flatten().tolist() == [0.75, 0.0, 0.75, 0.5]
+    torch.testing.assert_close(v, torch.tensor([0.075]))
+
+
+def test_ilif_has_the_published_defaults() -> None:
+    neuron = ILIF()
+    assert (neuron.levels, neuron.decay, neuron.scale) == (4, 0.25, 1.0)
+    assert (neuron.rounding, neuron.v_threshold) == ("half_even", 1.0)
+    assert list(neuron.parameters()) == list(neuron.buffers()) == []
+    halves = torch.tensor([[0.5, 1.5]])
+    assert neuron(halves).tolist() == [[0, 2]]
+    assert ILIF(rounding="half_up")(halves).tolist() == [[1, 2]]
+
+
+def test_only_a_neuron_that_remembers_has_a_state() -> None:
+    memoryless, leaky_one = ILIF(decay=0.0), ILIF(decay=0.25)
+    assert (memoryless.remembers, leaky_one.remembers, LIF().remembers) == (False, True, True)
+    assert advance(memoryless, X)[1] == {}
+    first, state = advance(leaky_one, X[:2])
+    assert set(state) == {".membrane"}
+    rest, _ = advance(leaky_one, X[2:], state)
+    assert torch.equal(torch.cat([first, rest]), leaky_one(X))
+
+
+def test_a_memoryless_neuron_may_run_twice_in_a_stream() -> None:
+    neuron = ILIF(decay=0.0)
+    twice = torch.nn.Sequential(neuron, neuron)
+    assert torch.equal(advance(twice, X)[0], twice(X))
+
+
+@pytest.mark.parametrize("rounding", ["half_even", "half_up"])
+@pytest.mark.parametrize("scale", [0.125, 1.0, 2.0])
+def test_ilif_absorbs_a_power_of_two_exactly(scale: float, rounding: str) -> None:
+    neuron = ILIF(rounding=rounding, scale=0.25, v_threshold=0.5)
+    twin = neuron.absorb(scale)
+    assert twin is not None
+    x = (12 * randn(9, 50, seed=3)).round() / (8 * scale)  # many exact halves
+    spikes, v = twin.fire(x)
+    expected, expected_v = neuron.fire(scale * x)
+    assert expected.unique().numel() == 5
+    assert torch.equal(spikes, expected)
+    assert torch.equal(scale * v, expected_v)
+    assert neuron.v_threshold == 0.5, "the original is untouched"
+    assert neuron.absorb(0.3) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(levels=0), "levels=0"),
+        (dict(decay=-0.1), r"decay=-0\.1"),
+        (dict(rounding="up"), "rounding='up'"),
+        (dict(v_threshold=0.0), r"v_threshold=0\.0"),
+    ],
+)
+def test_an_impossible_ilif_is_refused_when_it_is_made(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ILIF(**options)
+
+
 def test_across_batch_scans_time_and_batch_as_one_axis() -> None:
     expected = LIF()(X.reshape(18, 4)).reshape(6, 3, 4)
     actual = AcrossBatch(LIF())(X)
@@ -226,3 +294,57 @@ def test_sixteen_bit_models_keep_a_wide_membrane(
     spikes.sum().backward()
     assert x.grad is not None and x.grad.dtype == dtype
     assert all(p.grad is not None and p.grad.dtype == dtype for p in neuron.parameters())
+
+
+@pytest.mark.parametrize("factory", [DSRIF, DSRLIF])
+def test_a_dsr_threshold_is_raised_in_training_and_only_read_as_raised_in_eval(
+    factory: NeuronFactory,
+) -> None:
+    neuron = factory(v_threshold=1.0, lower_bound=0.25).double()
+    neuron.v_threshold.data.fill_(-3.0)
+    with torch.no_grad():
+        height = neuron.eval()(X.abs() + 6).max()
+        assert_same(height, torch.tensor(0.25 / neuron.dt, dtype=X.dtype))
+        assert neuron.v_threshold == -3
+    neuron.train()(X.abs() + 6).sum().backward()
+    assert neuron.v_threshold == 0.25
+    assert neuron.v_threshold.grad is not None and neuron.v_threshold.grad.abs() > 0
+
+
+def test_two_passes_of_a_dsr_neuron_share_one_backward() -> None:
+    neuron = DSRIF(v_threshold=1.0).double()
+    x = X.clone().requires_grad_()
+    (neuron(x).sum() + neuron(2 * x).sum()).backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("factory", [DSRIF, DSRLIF])
+def test_every_step_of_a_dsr_neuron_receives_the_same_gradient(factory: NeuronFactory) -> None:
+    x = X.clone().requires_grad_()
+    neuron = factory(v_threshold=1.0).double()
+    (neuron(x) * randn(*X.shape, seed=3)).sum().backward()
+    assert x.grad is not None and x.grad.any()
+    assert torch.equal(x.grad, x.grad[:1].expand_as(x.grad))
+
+
+def test_the_factor_of_a_dsr_threshold_s_gradient() -> None:
+    grads = []
+    for factor in (1.0, 0.001):
+        neuron = DSRIF(v_threshold=0.1, threshold_grad=factor).double()
+        neuron(X).sum().backward()
+        assert neuron.v_threshold.grad is not None
+        grads.append(neuron.v_threshold.grad)
+    assert grads[0] != 0
+    assert_same(grads[1], 0.001 * grads[0])
+
+
+@pytest.mark.parametrize("options", [dict(lower_bound=0.0), dict(v_threshold=0.001)])
+def test_a_dsr_threshold_and_its_bound_must_fit(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"v_threshold=.* and lower_bound="):
+        DSRIF(**options)
+
+
+@pytest.mark.parametrize("options", [dict(tau=0.0), dict(dt=0.0)])
+def test_a_dsr_neuron_needs_positive_times(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="expected two positive numbers"):
+        DSRLIF(**options)

@@ -15,11 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from spikeformers.errors import InputError
-from spikeformers.ops import lif
+from spikeformers.ops import dsr, ilif, lif
+from spikeformers.ops.dsr import check_dsr, represent
+from spikeformers.ops.ilif.op import check_ilif
 from spikeformers.types import Current, Membrane, Spikes, State
 
 __all__ = [
+    "DSRIF",
+    "DSRLIF",
     "IF",
+    "ILIF",
     "LIF",
     "PLIF",
     "AcrossBatch",
@@ -51,13 +56,18 @@ class Stateful(nn.Module):
 class Neuron(Stateful):
     """A layer of spiking neurons. Subclasses implement `fire`."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on the steps before it; else there is no state to carry."""
+        return True
+
     def fire(self, x: Current, v0: Membrane | None = None) -> tuple[Spikes, Membrane]:
         """Return the spikes of all steps and the final membrane; `v0=None` means rest."""
         raise NotImplementedError
 
     def forward(self, x: Current) -> Spikes:
         """Return the spikes `[T, ...]` of the currents `[T, ...]`, starting from rest."""
-        if self.carried is None:
+        if self.carried is None or not self.remembers:
             return self.fire(x)[0]
         if "membrane" in self.carried.after:
             raise InputError(f"{self} ran twice in one forward pass: its state would be mixed up")
@@ -76,6 +86,11 @@ class Neuron(Stateful):
 
 NeuronFactory = Callable[..., Neuron]
 """Makes a neuron: a class, or `functools.partial(LIF, tau=4.0)`."""
+
+
+def is_power_of_two(number: float) -> bool:
+    """Whether multiplying by a number rounds nothing."""
+    return number > 0 and math.frexp(number)[0] == 0.5
 
 
 class LIF(Neuron):
@@ -145,8 +160,9 @@ class LIF(Neuron):
 
     def absorb(self, scale: float) -> "LIF | None":
         """Divide the threshold by `scale`: exact where resets go to 0 or by subtraction."""
-        power_of_two = scale > 0 and math.frexp(scale)[0] == 0.5
-        if type(self) not in (LIF, IF) or self.v_reset not in (0.0, None) or not power_of_two:
+        if type(self) not in (LIF, IF) or self.v_reset not in (0.0, None):
+            return None
+        if not is_power_of_two(scale):
             return None
         twin = copy.deepcopy(self)
         twin.v_threshold = self.v_threshold / scale
@@ -209,6 +225,181 @@ class LearnedThresholdLIF(LIF):
     def threshold(self) -> Tensor:
         """`2 ** w`."""
         return self.w.exp2()
+
+
+class ILIF(Neuron):
+    """Integer LIF neuron: `u = decay v + x`, emits `scale round(clip(u / v_threshold, 0, levels))`.
+
+    What was not emitted stays as the membrane `v`. An integer stands for that many binary spikes of
+    a step; with `decay=0` and `scale=1/levels` this is the spike firing approximation.
+
+    Args:
+        levels: Largest integer `D`.
+        decay: Share of the remainder that survives a step, in [0, 1]; 0 remembers nothing.
+        scale: Constant factor of the output. The membrane loses the integer, not its multiple.
+        rounding: Where exact halves go: "half_even", or "half_up" as in the large models of V3.
+        v_threshold: Membrane per level.
+
+    Shape:
+        `[T, ...]` -> `[T, ...]`.
+
+    Reference:
+        Luo et al., ECCV 2024, arXiv:2407.20708; Yao et al., T-PAMI 2025, arXiv:2411.16061.
+    """
+
+    def __init__(
+        self,
+        levels: int = 4,
+        decay: float = 0.25,
+        scale: float = 1.0,
+        rounding: str = "half_even",
+        v_threshold: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_ilif(levels, decay, rounding, v_threshold)
+        self.levels = levels
+        self.decay = decay
+        self.scale = scale
+        self.rounding = rounding
+        self.v_threshold = v_threshold
+
+    @property
+    def remembers(self) -> bool:
+        """Only a remainder that survives a step is a memory."""
+        return self.decay > 0
+
+    def fire(self, x: Current, v0: Membrane | None = None) -> tuple[Spikes, Membrane]:
+        """Run the op `ilif` over all steps."""
+        integers, v = ilif(
+            x,
+            v0,
+            levels=self.levels,
+            decay=self.decay,
+            rounding=self.rounding,
+            v_threshold=self.v_threshold,
+        )
+        return integers if self.scale == 1 else self.scale * integers, v
+
+    def absorb(self, scale: float) -> "ILIF | None":
+        """Divide the threshold by `scale`."""
+        if not is_power_of_two(scale):
+            return None
+        twin = copy.deepcopy(self)
+        twin.v_threshold = self.v_threshold / scale
+        return twin
+
+    def extra_repr(self) -> str:
+        """Show the hyperparameters that neuron tables of the papers show."""
+        return (
+            f"levels={self.levels}, decay={self.decay}, scale={self.scale}, "
+            f"v_threshold={self.v_threshold}"
+        )
+
+
+class DSRIF(Neuron):
+    """IF neuron that learns from what its spikes represent, and its threshold with it.
+
+    It integrates and fires step by step, `h = v + x`, a spike of height `v_threshold` at
+    `h >= alpha v_threshold`, soft reset. The gradient is that of the clipped mean over time, the
+    same for every step: training keeps nothing per step.
+
+    Args:
+        v_threshold: Initial threshold.
+        alpha: Share of it at which the neuron fires.
+        lower_bound: What the threshold cannot fall below: training mode raises it in place.
+        threshold_grad: Factor of its gradient.
+
+    Shape:
+        `[T, ...]` -> `[T, ...]`.
+
+    Reference:
+        Meng et al., CVPR 2022, arXiv:2205.00459.
+    """
+
+    tau: float | None = None
+    dt: float = 1.0
+
+    def __init__(
+        self,
+        v_threshold: float = 6.0,
+        alpha: float = 0.5,
+        lower_bound: float = 0.01,
+        threshold_grad: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_dsr(alpha, self.tau, self.dt)
+        if lower_bound <= 0 or v_threshold < lower_bound:
+            raise InputError(
+                f"v_threshold={v_threshold} and lower_bound={lower_bound}: expected a positive "
+                "bound and a threshold that is no smaller"
+            )
+        self.v_threshold = nn.Parameter(torch.tensor(float(v_threshold)))
+        self.alpha = alpha
+        self.lower_bound = lower_bound
+        self.threshold_grad = threshold_grad
+
+    @property
+    def threshold(self) -> Tensor:
+        """The threshold, bounded from below."""
+        if not self.training:
+            return self.v_threshold.clamp(min=self.lower_bound)
+        with torch.no_grad():
+            self.v_threshold.clamp_(min=self.lower_bound)
+        return self.v_threshold
+
+    def fire(self, x: Current, v0: Membrane | None = None) -> tuple[Spikes, Membrane]:
+        """Run the op `dsr` over all steps."""
+        return dsr(
+            x,
+            v0,
+            v_threshold=self.threshold,
+            alpha=self.alpha,
+            tau=self.tau,
+            dt=self.dt,
+            threshold_grad=self.threshold_grad,
+        )
+
+    def represent(self, y: Tensor) -> Tensor:
+        """Return what outputs over time stand for, `[T, ...]` -> `[...]`: their (weighted) mean."""
+        return represent(y, self.tau, self.dt)
+
+    def extra_repr(self) -> str:
+        """Show the hyperparameters that neuron tables of the papers show."""
+        return f"tau={self.tau}, dt={self.dt}, alpha={self.alpha}"
+
+
+class DSRLIF(DSRIF):
+    """LIF neuron that learns from what its spikes represent: later ones count more.
+
+    `h = b v + (1 - b) x` with `b = exp(-dt / tau)`; spikes have height `v_threshold / dt`. Further
+    arguments as in `DSRIF`.
+
+    Args:
+        tau: Membrane time constant, in the unit of `dt`.
+        dt: Length of a step.
+        v_threshold: Initial threshold.
+        alpha: Share of it at which the neuron fires.
+        lower_bound: What the threshold cannot fall below.
+        options: Further arguments of `DSRIF`.
+
+    Shape:
+        `[T, ...]` -> `[T, ...]`.
+
+    Reference:
+        Meng et al., CVPR 2022, arXiv:2205.00459.
+    """
+
+    def __init__(
+        self,
+        tau: float = 1.0,
+        dt: float = 0.05,
+        v_threshold: float = 0.3,
+        alpha: float = 0.3,
+        lower_bound: float = 5e-4,
+        **options: Any,
+    ) -> None:
+        self.tau, self.dt = tau, dt
+        super().__init__(v_threshold, alpha, lower_bound, **options)
 
 
 class AcrossBatch(Neuron):

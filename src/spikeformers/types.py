@@ -37,7 +37,8 @@ class Outputs:
 
     Attributes:
         logits: Per-step class scores of the main head, `[T, B, K]`.
-        aux: Per-step scores of the further heads by name, for example `{"kd": [T, B, K]}`.
+        aux: Per-step scores of the further heads by name, for example `{"kd": [T, B, K]}`; under
+            "ponder" a scalar, what it cost to run the tokens.
     """
 
     logits: Tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikeformers.ops.lif import reference
-from spikeformers.ops.lif.op import sum_like
+from spikeformers.ops.lif.op import reference_gradients
 
 
 def show_to_inductor() -> None:
@@ -26,25 +26,6 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         return reference.lif_forward(*args)
 
 
-def _backward(
-    grad_spikes: Tensor,
-    grad_v: Tensor,
-    h: Tensor,
-    x: Tensor | None,
-    v0: Tensor | None,
-    decay: Tensor,
-    v_threshold: Tensor,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *others, learns_threshold = options
-    grad_x, grad_v0, grad_decay, grad_threshold = reference.lif_backward(
-        grad_spikes, grad_v, h, x, v0, decay, v_threshold, *others
-    )
-    return (
-        grad_x,
-        grad_v0,
-        sum_like(grad_decay, decay),
-        sum_like(grad_threshold, v_threshold)
-        if learns_threshold
-        else torch.zeros_like(v_threshold),
-    )
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *arguments, _learns_threshold = args  # Inductor drops a gradient that nobody reads
+    return reference_gradients(*arguments)

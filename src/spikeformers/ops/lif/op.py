@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
+from spikeformers.ops.checks import check_currents, membrane_dtype
 from spikeformers.ops.lif import eager, reference
 from spikeformers.ops.surrogate import SURROGATES
 from spikeformers.types import ANALOG, BINARY, Current, Membrane, Spikes
@@ -62,12 +61,11 @@ def lif(
     """
     if not torch.compiler.is_compiling():
         check_lif(x, v0, decay, v_threshold, surrogate)
-    membrane_dtype = torch.float32 if x.dtype.itemsize == 2 else x.dtype
     spikes, v, _ = lif_op(
         x,
         v0,
-        _as_tensor(decay, x, membrane_dtype),
-        _as_tensor(v_threshold, x, membrane_dtype),
+        _as_tensor(decay, x),
+        _as_tensor(v_threshold, x),
         v_reset,
         decay_input,
         detach_reset,
@@ -82,12 +80,7 @@ def check_lif(
     x: Tensor, v0: Tensor | None, decay: float | Tensor, v_threshold: float | Tensor, surrogate: str
 ) -> None:
     """Raise `InputError` for arguments that the op cannot work with."""
-    if _differentiated_by_functorch():
-        raise InputError("torch.func.grad does not support custom ops: use torch.autograd.grad")
-    if not x.is_floating_point():
-        raise InputError(f"x is {x.dtype}: a neuron takes floating-point currents")
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise InputError(f"x has shape {list(x.shape)}: expected [T, ...] with T >= 1 time steps")
+    check_currents(x, v0)
     if surrogate not in SURROGATES:
         raise InputError(f"surrogate={surrogate!r} is unknown: choose from {sorted(SURROGATES)}")
     if isinstance(decay, int | float) and not 0 <= decay <= 1:
@@ -98,29 +91,12 @@ def check_lif(
                 f"{name} has shape {list(value.shape)}: expected a number, a 0-dim tensor or one "
                 f"value per channel (axis 2 of x, which has shape {list(x.shape)})"
             )
-    if v0 is not None:
-        expected = torch.float32 if x.dtype.itemsize == 2 else x.dtype
-        if v0.shape != x.shape[1:] or v0.dtype != expected:
-            raise InputError(
-                f"v0 is {v0.dtype} {list(v0.shape)}: expected {expected} {list(x.shape[1:])}, "
-                f"one step of x without time"
-            )
 
 
-def _differentiated_by_functorch() -> bool:
-    """Whether `torch.func.grad`, `jvp` or their kin are at work around this call."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        return False
-    return any(
-        level.key() in (TransformType.Grad, TransformType.Jvp)
-        for level in retrieve_all_functorch_interpreters()
-    )
-
-
-def _as_tensor(value: float | Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+def _as_tensor(value: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(value, Tensor):
-        return value.to(dtype)
-    return torch.full((), value, dtype=dtype, device=x.device)
+        return value.to(membrane_dtype(x))
+    return torch.full((), value, dtype=membrane_dtype(x), device=x.device)
 
 
 @torch.library.custom_op("spikeformers::lif", mutates_args=())
@@ -176,7 +152,7 @@ def lif_backward_op(
             strict,
         )
         return grad_x, grad_v0, torch.zeros_like(decay), torch.zeros_like(v_threshold)
-    grad_x, grad_v0, grad_decay, grad_threshold = reference.lif_backward(
+    return reference_gradients(
         grad_spikes,
         grad_v,
         h,
@@ -191,10 +167,26 @@ def lif_backward_op(
         alpha,
         strict,
     )
-    return grad_x, grad_v0, sum_like(grad_decay, decay), sum_like(grad_threshold, v_threshold)
 
 
-def sum_like(grad: Tensor, parameter: Tensor) -> Tensor:
+def reference_gradients(
+    grad_spikes: Tensor,
+    grad_v: Tensor,
+    h: Tensor,
+    x: Tensor | None,
+    v0: Tensor | None,
+    decay: Tensor,
+    v_threshold: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `x`, `v0`, `decay` and `v_threshold`, each in the shape of its argument."""
+    grad_x, grad_v0, grad_decay, grad_threshold = reference.lif_backward(
+        grad_spikes, grad_v, h, x, v0, decay, v_threshold, *options
+    )
+    return grad_x, grad_v0, _sum_like(grad_decay, decay), _sum_like(grad_threshold, v_threshold)
+
+
+def _sum_like(grad: Tensor, parameter: Tensor) -> Tensor:
     """Sum the elementwise gradient `[T, B, C, ...]` over all axes that the parameter lacks."""
     if grad.numel() == 0:
         return torch.zeros_like(parameter)

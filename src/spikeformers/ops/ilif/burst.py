@@ -1,0 +1,35 @@
+"""The integer neuron as a chip plays it: an integer becomes so many binary spikes.
+
+A step is a window of `levels` sub-steps. The neuron collects the currents of the whole window, then
+fires one spike in each of the first `s` sub-steps, where `s` is the integer of `ops/ilif`. It exists
+for inference and has no gradient.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeformers.ops.alphabet import declare_alphabet
+from spikeformers.ops.checks import membrane_dtype
+from spikeformers.ops.ilif import reference
+from spikeformers.types import ANALOG, BINARY
+
+
+@torch.library.custom_op("spikeformers::ilif_burst", mutates_args=())
+def ilif_burst(
+    x: Tensor, v0: Tensor | None, levels: int, decay: float, rounding: str, v_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Return binary spikes `[T*levels, ...]` of currents `[T*levels, ...]`, and the membrane."""
+    windows = x.unflatten(0, (-1, levels)).sum(1)
+    integers, v, _ = reference.ilif_forward(windows, v0, levels, decay, rounding, v_threshold)
+    sub_steps = torch.arange(levels, device=x.device).view(-1, *[1] * (x.ndim - 1))
+    return (integers[:, None] > sub_steps).to(x.dtype).flatten(0, 1), v
+
+
+@ilif_burst.register_fake
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[1:], dtype=membrane_dtype(x))
+
+
+declare_alphabet(ilif_burst, lambda *_: (BINARY, ANALOG))

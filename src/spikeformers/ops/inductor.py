@@ -1,0 +1,12 @@
+"""What TorchInductor sees of all neurons."""
+
+from spikeformers.ops.dsr import inductor as dsr
+from spikeformers.ops.ilif import inductor as ilif
+from spikeformers.ops.lif import inductor as lif
+
+
+def show_to_inductor() -> None:
+    """Tell Inductor how to take the neurons apart; calling it again changes nothing."""
+    lif.show_to_inductor()
+    ilif.show_to_inductor()
+    dsr.show_to_inductor()
