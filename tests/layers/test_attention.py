@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spikeformers.errors import InputError
-from spikeformers.layers import SDSA1, SDSA2, SDSA3, SDSA4, matrix_product
+from spikeformers.layers import QKCA, QKTA, SDSA1, SDSA2, SDSA3, SDSA4, matrix_product
 from spikeformers.neurons import IF, LIF, LearnedThresholdLIF
 from tests.helpers import (
     assert_lively,
@@ -55,6 +55,15 @@ def product_of_heads(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return y
 
 
+def sums_over_heads(terms: np.ndarray) -> np.ndarray:
+    """Give each channel the sum of its head's channels at the same token."""
+    sums, width = np.zeros_like(terms), C // HEADS
+    for c in range(C):
+        first = c // width * width
+        sums[:, :, c] = sum(terms[:, :, e] for e in range(first, first + width))
+    return sums
+
+
 def expected_output(operator: nn.Module, x: Tensor) -> np.ndarray:
     """Return the spikes that the definition gives to the last projection."""
     parts = {
@@ -66,15 +75,20 @@ def expected_output(operator: nn.Module, x: Tensor) -> np.ndarray:
     if isinstance(operator, SDSA2):
         mask, *_ = fire_in_numpy(sums_over_tokens(parts["q"]), leaky(2.0), 0.5)
         return parts["v"] * mask[..., None, None]
+    if isinstance(operator, QKCA):
+        mask, *_ = fire_in_numpy(sums_over_tokens(parts["q"]), leaky(2.0), 0.5)
+        return parts["k"] * mask[..., None, None]
+    if isinstance(operator, QKTA):
+        return parts["k"] * fire_in_numpy(sums_over_heads(parts["q"]), leaky(2.0), 0.5)[0]
     scores = 0.125 * product_of_heads(parts["q"], parts["k"], parts["v"])
     return fire_in_numpy(scores, leaky(2.0), 0.5)[0]
 
 
-@pytest.mark.parametrize("kind", [SDSA1, SDSA2, SDSA3, SDSA4])
+@pytest.mark.parametrize("kind", [SDSA1, SDSA2, SDSA3, SDSA4, QKTA, QKCA])
 def test_operator_equals_its_definition(kind: type[nn.Module]) -> None:
     operator = enliven(kind(C, HEADS)).eval()
     x = random_spikes(T, B, C, H, W, seed=1)
-    assert_lively({name: getattr(operator, name)(x) for name in "qv"})
+    assert_lively({name: part(x) for name, part in operator.named_children() if name in "qkv"})
     expected = torch.from_numpy(expected_output(operator, x))
     assert 0 < expected.mean() < 1
     assert torch.equal(input_of(operator.proj, lambda: operator(x)), expected)
@@ -103,12 +117,12 @@ def test_both_product_orders_are_equal_and_the_cheaper_is_taken(d: int, tokens: 
     assert counter.get_total_flops() == 2 * heads_in_all * cheaper
 
 
-@pytest.mark.parametrize("kind", [SDSA1, SDSA2, SDSA3, SDSA4])
+@pytest.mark.parametrize("kind", [SDSA1, SDSA2, SDSA3, SDSA4, QKTA, QKCA])
 def test_the_neuron_factory_reaches_every_neuron(kind: type[nn.Module]) -> None:
     operator = kind(C, HEADS, neuron=partial(LIF, tau=3.0))
     neurons = [m for m in operator.modules() if isinstance(m, LIF)]
     learned = [m for m in neurons if isinstance(m, LearnedThresholdLIF)]
-    assert len(neurons) == (3 if kind is SDSA2 else 4)
+    assert len(neurons) == (3 if kind in (SDSA2, QKTA, QKCA) else 4)
     assert len(learned) == (kind is SDSA4)
     assert all(m.tau == (2.0 if m in learned else 3.0) for m in neurons)
     assert operator.neuron.v_threshold == 0.5
@@ -124,7 +138,7 @@ def test_the_scale_and_the_last_neuron_are_arguments() -> None:
     assert (other.neuron.tau, other.neuron.v_threshold) == (5.0, 0.5)
 
 
-@pytest.mark.parametrize("kind", [SDSA1, SDSA2, SDSA3, SDSA4])
+@pytest.mark.parametrize("kind", [SDSA1, SDSA2, SDSA3, SDSA4, QKTA, QKCA])
 @pytest.mark.parametrize("heads", [4, 0, -2, 12])
 def test_heads_must_divide_the_width(kind: type[nn.Module], heads: int) -> None:
     with pytest.raises(InputError, match=f"heads={heads} does not divide dim=6"):

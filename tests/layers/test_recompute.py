@@ -8,7 +8,19 @@ import torch
 from torch import Tensor, nn
 
 import spikeformers as sf
-from spikeformers.layers import Chain, ConvBN, RepConv, Trunk, recompute
+from spikeformers.errors import InputError
+from spikeformers.layers import (
+    BatchNorm,
+    Branch,
+    Chain,
+    ConvBN,
+    RepConv,
+    ReversibleTrunk,
+    Trunk,
+    TwiceCountingTrunk,
+    recompute,
+)
+from spikeformers.layers.recompute import take_turns
 from spikeformers.neurons import LIF
 from tests.helpers import (
     assert_same,
@@ -107,3 +119,134 @@ def test_a_model_with_recomputing_trunks_trains_the_same() -> None:
         results.append(train_twice(model, plainly, x))
     for actual, expected in zip(*results, strict=True):
         assert_same(actual, expected)
+
+
+def two_streams(depth: int = 2, trunk: type[ReversibleTrunk] = ReversibleTrunk) -> ReversibleTrunk:
+    return enliven(
+        trunk(
+            dict(f=Branch(LIF(), RepConv(2, 2)), g=Branch(LIF(), ConvBN(2, 2, 3)))
+            for _ in range(depth)
+        )
+    )
+
+
+def kept_by(module: nn.Module, x: Tensor) -> int:
+    """Return how many bytes autograd keeps for the backward pass of `module`."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = module(x)
+    # Alive until here: a freed storage would lend its address to the next one.
+    del y
+    return sum(kept.values())
+
+
+def summed_plainly(trunk: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(trunk, ReversibleTrunk)
+    return take_turns(list(trunk.parts()), x, torch.float64).to(x.dtype)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reversible_gradients_statistics_and_borders_equal_the_plain_run(training: bool) -> None:
+    x = 3 * randn(3, 2, 4, 5, 4, seed=1)
+    plain, reverse = (
+        train_twice(two_streams().train(training), run, x) for run in (summed_plainly, plainly)
+    )
+    for actual, expected in zip(reverse, plain, strict=True):
+        assert_same(actual, expected)
+
+
+def test_reversible_memory_is_constant_in_depth() -> None:
+    x = randn(3, 2, 4, 5, 4).requires_grad_()
+    output = x.numel() * x.element_size()
+    assert {kept_by(two_streams(depth), x) for depth in (1, 2, 8)} == {output}
+    plain = [kept_by(two_streams(depth).eval(), x) for depth in (1, 8)]
+    assert plain[0] > 4 * output and plain[1] > 6 * plain[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_branch_sees_the_same_numbers_in_both_runs(dtype: torch.dtype) -> None:
+    """Streams of very different size: their sum in `dtype` would lose digits of the branch."""
+    trunk, seen = two_streams(6).to(dtype), []
+    for branch in trunk.parts():
+        branch.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach().clone()))
+    size = torch.tensor([1000.0, 1000.0, 1.0, 1.0]).view(4, 1, 1)
+    x = (size * randn(3, 2, 4, 5, 4)).to(dtype).requires_grad_()
+    trunk(x).sum().backward()
+    assert len(seen) == 24
+    for first, second in zip(seen[:12], reversed(seen[12:]), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_reversible_under_autocast_equals_the_plain_run(outlives: bool) -> None:
+    """The backward pass casts as the forward pass did, inside its context and after it."""
+    x, results = randn(3, 2, 4, 5, 4).float(), []
+    for run in (summed_plainly, plainly):
+        trunk, leaf = two_streams().float(), x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = run(trunk, leaf)
+            if not outlives:
+                y.square().sum().backward()
+        if outlives:
+            y.square().sum().backward()
+        results.append((y, leaf.grad, gradients(trunk)))
+    # The plain run sums gradients in double precision as well.
+    torch.testing.assert_close(*results)
+
+
+def test_reversible_with_frozen_and_shared_parameters_and_two_backward_passes() -> None:
+    results = []
+    for run in (summed_plainly, plainly):
+        trunk = two_streams(3)
+        trunk[0]["f"].requires_grad_(False)
+        trunk[2]["g"].fn = trunk[1]["g"].fn
+        y = run(trunk, randn(3, 2, 4, 5, 4))
+        y.square().sum().backward(retain_graph=True)
+        y.sum().backward()
+        results.append({n: p.grad for n, p in trunk.named_parameters() if p.requires_grad})
+    assert results[0] and None not in results[0].values()
+    assert_same(*results)
+
+
+def test_a_trunk_that_counts_twice_moves_as_after_two_updates() -> None:
+    def block() -> dict[str, Branch]:
+        return dict(f=Branch(LIF(), ConvBN(2, 2, 3)), g=Branch(LIF(), ConvBN(2, 2, 1)))
+
+    once, twice = enliven(ReversibleTrunk([block()])), enliven(TwiceCountingTrunk([block()]))
+    x = randn(3, 2, 4, 5, 4, seed=1)
+    twice(x)
+    for _ in range(2):
+        once(x)
+    moved = {k: v for k, v in statistics(twice).items() if "running" in k}
+    assert_same(moved, {k: v for k, v in statistics(once).items() if "running" in k})
+    assert {m.momentum for m in twice.modules() if isinstance(m, BatchNorm)} == {1 - 0.9**2}
+
+
+def test_a_reversible_trunk_streams_in_training_mode_too() -> None:
+    class Scale(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.7 * x
+
+    trunk = ReversibleTrunk([dict(f=Branch(LIF(), Scale()), g=Branch(LIF(), Scale()))])
+    x = 3 * randn(4, 2, 4, 3, 3)
+    first, state = sf.advance(trunk, x[:1])
+    rest, _ = sf.advance(trunk, x[1:], state)
+    assert trunk.training
+    assert_same(torch.cat([first, rest]), trunk(x))
+
+
+def test_what_cannot_be_reversed_is_refused() -> None:
+    def branch(*parts: nn.Module) -> Branch:
+        return Branch(LIF(), Chain(*parts))
+
+    with pytest.raises(InputError, match="expected two branches"):
+        ReversibleTrunk([dict(f=branch())])
+    with pytest.raises(InputError, match="dropout"):
+        ReversibleTrunk([dict(f=branch(nn.Dropout(0.5)), g=branch())])
+    with pytest.raises(InputError, match="3 channels"):
+        two_streams()(randn(2, 1, 3, 4, 4))

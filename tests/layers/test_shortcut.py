@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformers.errors import InputError
-from spikeformers.layers import Branch, Chain, Linear, Trunk, drop_path, sew, vanilla
+from spikeformers.layers import Branch, Chain, Linear, Residual, Trunk, drop_path, sew, vanilla
 from spikeformers.neurons import IF, LIF
 from tests.helpers import assert_same, enliven, randn, random_spikes
 
@@ -65,6 +65,14 @@ def test_the_rates_belong_to_blocks_and_only_to_training() -> None:
     assert torch.equal(trunk()(x), torch.full_like(x, 4.0))
 
 
+def test_rates_may_belong_to_branches() -> None:
+    torch.manual_seed(0)
+    assert trunk(0.0, 0.5).drop_path_rates == [0.0, 0.0, 0.5, 0.5]
+    model, x = trunk(0.0, 0.5, 0.0, 0.0), torch.zeros(3, 64, 2)
+    assert model.drop_path_rates == [0.0, 0.5, 0.0, 0.0]
+    assert set(model(x).unique().tolist()) == {3.0, 5.0}, "3 without the second branch"
+
+
 @pytest.mark.parametrize(
     "rates", [1.0, -0.1, math.nan, [0.1], [0.1, 0.2, 0.3], [0.1, 1.0]], ids=str
 )
@@ -98,6 +106,21 @@ def test_vanilla_fires_on_the_sum() -> None:
     body, x = enliven(Linear(3, 3)), random_spikes(4, 6, 3, seed=1)
     assert torch.equal(vanilla(body, LIF())(x), LIF()(x + body(x)))
     assert set(vanilla(body, LIF())(x).unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_shortcut_fits_the_input_to_a_body_that_changes_the_width() -> None:
+    body, around = enliven(Linear(3, 5), seed=1), enliven(Linear(3, 5), seed=2)
+    x = random_spikes(4, 6, 3, seed=1)
+    assert torch.equal(Residual(body, around)(x), around(x) + body(x))
+    assert torch.equal(vanilla(body, LIF(), around)(x), LIF()(around(x) + body(x)))
+    fires, joins = Chain(body, LIF()), Chain(around, LIF())
+    assert torch.equal(sew(fires, "iand", joins)(x), joins(x) * (1 - fires(x)))
+    assert torch.equal(sew(fires, "add", joins)(x), joins(x) + fires(x))
+
+
+def test_without_a_shortcut_a_body_is_added_to_its_input() -> None:
+    body = enliven(Linear(3, 3))
+    assert torch.equal(Residual(body)(X), X + body(X))
 
 
 def test_a_chain_names_its_parts_and_runs_them_in_order() -> None:

@@ -20,6 +20,7 @@ from spikeformers.layers import (
     ConvBN,
     Linear,
     LinearBN,
+    NormFirstRepConv,
     PerStep,
     RepConv,
     SepConv,
@@ -74,7 +75,7 @@ def test_rep_conv_equals_the_published_computation(size: tuple[int, int], traini
 
 def test_the_border_of_rep_conv_comes_from_running_statistics_without_gradient() -> None:
     layer = enliven(RepConv(2, 2))
-    frame = layer._with_border(torch.zeros(1, 2, 3, 3).double())
+    frame = layer.border_norm.surround(torch.zeros(1, 2, 3, 3).double())
     outside = layer.border_norm.affine_map()[1]
     assert_same(frame[0, :, 0, 0], outside.detach())
     assert torch.equal(frame[..., 1:-1, 1:-1], torch.zeros(1, 2, 3, 3).double())
@@ -85,9 +86,11 @@ SYNAPSES: dict[str, Callable[[], Synapse]] = {
     "RepConv": lambda: RepConv(4, 4),
     "RepConv, widening": lambda: RepConv(4, 6),
     "RepConv, narrowing": lambda: RepConv(4, 1),
+    "NormFirstRepConv, narrowing": lambda: NormFirstRepConv(4, 3),
     "1x1": lambda: ConvBN(4, 5, 1),
     "3x3": lambda: ConvBN(4, 5, 3),
     "3x3, stride 2": lambda: ConvBN(4, 5, 3, stride=2, bias=True),
+    "3x3, stride 2, padding 2": lambda: ConvBN(4, 5, 3, stride=2, padding=2),
     "7x7, depthwise": lambda: ConvBN(4, 4, 7, groups=4),
     "5x5, grouped, stride 3": lambda: ConvBN(4, 6, 5, stride=3, groups=2, bias=True),
     "linear": lambda: LinearBN(4, 5),
@@ -138,6 +141,7 @@ def make_dyadic(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for seed, part in enumerate(module.modules()):
             if isinstance(part, BatchNorm):
+                part.eps = 2.0**-10
                 part.running_var.fill_(1 - part.eps)
                 assert (part.running_var + part.eps == 1).all()
                 part.weight.copy_(1 + quarters(part.num_features, seed=seed).abs().round())

@@ -20,13 +20,13 @@ See = Callable[[str, Tensor], None]
 def watching_attention(model: nn.Module, see: See) -> Iterator[None]:
     """Call `see` with the path and the map `[B, H, W]` of every attention module that runs.
 
-    Attention modules are those with children `q`, `v` and `proj`, whatever their class, on
+    Attention modules are those with children `q` and `proj`, whatever their class, on
     channel-first maps `[T, B, C, H, W]`.
     """
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             parts = dict(module.named_children())
-            if {"q", "v", "proj"} <= set(parts):
+            if {"q", "proj"} <= set(parts):
                 hook = _hook(name, see)
                 hooks.callback(parts["proj"].register_forward_pre_hook(hook).remove)
         yield

@@ -1,30 +1,66 @@
 """The tiles that architectures are laid from."""
 
-from spikeformers.layers.attention import SDSA1, SDSA2, SDSA3, SDSA4, SSA, matrix_product, spiking
-from spikeformers.layers.heads import ClassificationHead, DistillationHead
-from spikeformers.layers.mixers import ChannelConv, ChannelMLP, SepConv
-from spikeformers.layers.recompute import recompute
-from spikeformers.layers.shortcut import Blocks, Branch, Chain, Trunk, drop_path, sew, vanilla
+from spikeformers.layers.attention import (
+    QKCA,
+    QKTA,
+    SDSA1,
+    SDSA2,
+    SDSA3,
+    SDSA4,
+    SSA,
+    matrix_product,
+    spiking,
+)
+from spikeformers.layers.heads import (
+    ClassificationHead,
+    DetectionHead,
+    DistillationHead,
+    decode_boxes,
+)
+from spikeformers.layers.mixers import ChannelConv, ChannelMLP, SepConv, SpikeSepConv
+from spikeformers.layers.recompute import recompute, reversible
+from spikeformers.layers.serial import LayerScale, Renormed, RepLinear
+from spikeformers.layers.shortcut import (
+    Blocks,
+    Branch,
+    Chain,
+    Residual,
+    ReversibleTrunk,
+    Trunk,
+    TwiceCountingTrunk,
+    drop_path,
+    sew,
+    vanilla,
+)
+from spikeformers.layers.speds import SPEDS, event_stem, image_stem, small_image_stem
 from spikeformers.layers.synapse import (
+    Additive,
     BatchNorm,
     Conv,
     ConvBN,
     Foldable,
     Linear,
     LinearBN,
+    NormFirstRepConv,
     PerStep,
     RepConv,
     Synapse,
     fold,
     once,
 )
+from spikeformers.layers.tokenizers import SPS, SpikingTokenizer, fire_then_pool, pool_then_fire
 
 __all__ = [
+    "QKCA",
+    "QKTA",
     "SDSA1",
     "SDSA2",
     "SDSA3",
     "SDSA4",
+    "SPEDS",
+    "SPS",
     "SSA",
+    "Additive",
     "BatchNorm",
     "Blocks",
     "Branch",
@@ -34,21 +70,38 @@ __all__ = [
     "ClassificationHead",
     "Conv",
     "ConvBN",
+    "DetectionHead",
     "DistillationHead",
     "Foldable",
+    "LayerScale",
     "Linear",
     "LinearBN",
+    "NormFirstRepConv",
     "PerStep",
+    "Renormed",
     "RepConv",
+    "RepLinear",
+    "Residual",
+    "ReversibleTrunk",
     "SepConv",
+    "SpikeSepConv",
+    "SpikingTokenizer",
     "Synapse",
     "Trunk",
+    "TwiceCountingTrunk",
+    "decode_boxes",
     "drop_path",
+    "event_stem",
+    "fire_then_pool",
     "fold",
+    "image_stem",
     "matrix_product",
     "once",
+    "pool_then_fire",
     "recompute",
+    "reversible",
     "sew",
+    "small_image_stem",
     "spiking",
     "vanilla",
 ]

@@ -10,6 +10,8 @@ h heads, d channels per head, N = H*W tokens.
 | SDSA-2 | `SN(sum(q)) * v`, without k |
 | SDSA-3 | SSA with re-parameterised synapses |
 | SDSA-4 | SDSA-3 with a learned threshold |
+| QKTA | `SN(sum(q)) * k`, the sum over a head's channels instead, without v |
+| QKCA | `SN(sum(q)) * k` |
 """
 
 from collections.abc import Callable
@@ -27,6 +29,8 @@ ATTENTION_THRESHOLD = 0.5
 
 SynapseFactory = Callable[[int, int], nn.Module]
 """Makes the synapse from one width to another: `LinearBN`, `RepConv`."""
+
+_BIASED = partial(LinearBN, bias=True)
 
 
 def spiking(synapse: nn.Module, neuron: Neuron) -> Chain:
@@ -75,6 +79,7 @@ class SDSA1(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, heads)
+        self.heads = heads
         self.q = spiking(qkv(dim, dim), neuron())
         self.k = spiking(qkv(dim, dim), neuron())
         self.v = spiking(qkv(dim, dim), neuron())
@@ -151,7 +156,7 @@ class SSA(nn.Module):
         heads: int,
         neuron: NeuronFactory = LIF,
         qkv: SynapseFactory = LinearBN,
-        proj: SynapseFactory = partial(LinearBN, bias=True),
+        proj: SynapseFactory = _BIASED,
         scale: float = 0.125,
         v_threshold: float | None = ATTENTION_THRESHOLD,
         value_expansion: int = 1,
@@ -160,10 +165,11 @@ class SSA(nn.Module):
         check_heads(dim, heads)
         self.heads = heads
         self.scale = scale
+        self.product = matrix_product
         self.q = spiking(qkv(dim, dim), neuron())
         self.k = spiking(qkv(dim, dim), neuron())
         self.v = spiking(qkv(dim, value_expansion * dim), neuron())
-        self.neuron = neuron() if v_threshold is None else neuron(v_threshold=v_threshold)
+        self.neuron = _with_threshold(neuron, v_threshold)
         self.proj = proj(value_expansion * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +178,7 @@ class SSA(nn.Module):
             branch(x).flatten(3).unflatten(2, (self.heads, -1))
             for branch in (self.q, self.k, self.v)
         )
-        y = matrix_product(q, k, v).flatten(2, 3).unflatten(3, x.shape[3:])
+        y = self.product(q, k, v).flatten(2, 3).unflatten(3, x.shape[3:])
         return self.proj(self.neuron(y if self.scale == 1 else self.scale * y))
 
     def fold(self) -> "SSA":
@@ -229,6 +235,77 @@ class SDSA4(SDSA3):
     ) -> None:
         super().__init__(dim, heads, neuron)
         self.neuron = attn_neuron(v_threshold=ATTENTION_THRESHOLD)
+
+
+class QKTA(nn.Module):
+    """Q-K token attention: `SN(sum_d(q)) * k`, one bit per head and token says which keys pass.
+
+    Args:
+        dim: Channels.
+        heads: Heads; divides `dim`. Channels are head-major.
+        neuron: Makes the neurons.
+        qk: Makes the synapses of q and k.
+        proj: Makes the last synapse.
+        v_threshold: Threshold of the neuron that makes the bits; `None` is the factory's own.
+
+    Shape:
+        spikes `[T, B, C, H, W]` -> current `[T, B, C, H, W]`.
+
+    Reference:
+        Zhou et al., "QKFormer", NeurIPS 2024, arXiv:2403.16552.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        neuron: NeuronFactory = LIF,
+        qk: SynapseFactory = LinearBN,
+        proj: SynapseFactory = _BIASED,
+        v_threshold: float | None = ATTENTION_THRESHOLD,
+    ) -> None:
+        super().__init__()
+        check_heads(dim, heads)
+        self.heads = heads
+        self.q = spiking(qk(dim, dim), neuron())
+        self.k = spiking(qk(dim, dim), neuron())
+        self.neuron = _with_threshold(neuron, v_threshold)
+        self.proj = proj(dim, dim)
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """`[T, B, C, H, W]` -> `[T, B, h, d, H, W]`."""
+        return x.unflatten(2, (self.heads, -1))
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Count the queries of each head and token, `[T, B, h, 1, H, W]`."""
+        return self.by_head(self.q(x)).sum(3, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask the keys where too little is asked for."""
+        mask = self.neuron(self.ask(x))
+        return self.proj((mask * self.by_head(self.k(x))).flatten(2, 3))
+
+
+class QKCA(QKTA):
+    """Q-K channel attention: `SN(sum_N(q)) * k`, one bit per channel says which keys pass.
+
+    Arguments as in `QKTA`; a sum per channel has no heads, but they are checked.
+
+    Shape:
+        spikes `[T, B, C, H, W]` -> current `[T, B, C, H, W]`.
+
+    Reference:
+        Zhou et al., "QKFormer", NeurIPS 2024, arXiv:2403.16552.
+    """
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Count the queries of each channel, `[T, B, h, d, 1, 1]`."""
+        return self.by_head(self.q(x)).sum((-2, -1), keepdim=True)
+
+
+def _with_threshold(neuron: NeuronFactory, v_threshold: float | None) -> Neuron:
+    """Make a neuron with this threshold; `None` leaves the factory its own."""
+    return neuron() if v_threshold is None else neuron(v_threshold=v_threshold)
 
 
 def check_heads(dim: int, heads: int) -> None:

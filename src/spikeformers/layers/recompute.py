@@ -1,12 +1,13 @@
 """The only door to recomputation: trade time for memory without changing any number."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +25,84 @@ def recompute(module: nn.Module, x: Tensor) -> Tensor:
         return module(x)
     contexts = partial(_contexts, [m for m in module.modules() if isinstance(m, _BatchNorm)])
     return checkpoint(module, x, use_reentrant=False, context_fn=contexts)
+
+
+def reversible(branches: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Let the channel halves of `x` take turns, and keep only the result for the backward pass.
+
+    `a, b = b, a + branch(b)` for every branch. The backward pass restores what each branch saw,
+    `a, b = b - branch(a), a`, and runs it a second time: memory does not grow with their number.
+    Gradients and running statistics equal those of the plain run, as in `recompute`.
+
+    The halves are summed in double precision, so that the difference gives back the very number
+    that was summed: in the precision of a float32 or 16-bit model it would be off by a rounding,
+    which can flip a spike. While a model is compiled, the run is the plain one and the compiler
+    decides what it keeps.
+
+    Args:
+        branches: An even number, so that each half ends in its place. They draw no random numbers.
+        x: `[T, B, C, ...]` with an even `C`.
+
+    Reference:
+        Gomez et al., "The Reversible Residual Network", NeurIPS 2017, arXiv:1707.04585.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return take_turns(branches, x, x.dtype)
+    parameters = (p for branch in branches for p in branch.parameters() if p.requires_grad)
+    return _Reversible.apply(branches, x, *dict.fromkeys(parameters))
+
+
+def take_turns(branches: Sequence[nn.Module], x: Tensor, precision: torch.dtype) -> Tensor:
+    """Return what `reversible` returns, in the precision of the sums; autograd keeps everything."""
+    a, b = x.to(precision).chunk(2, dim=2)
+    for branch in branches:
+        a, b = b, a + branch(b.to(x.dtype))
+    return torch.cat([a, b], dim=2)
+
+
+class _Reversible(torch.autograd.Function):
+    """See `reversible`. The parameters are arguments so that autograd hands on their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, branches: Sequence[nn.Module], x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.branches, ctx.parameters, ctx.dtype = branches, parameters, x.dtype
+        ctx.norms = [m for b in branches for m in b.modules() if isinstance(m, _BatchNorm)]
+        ctx.after_first = []
+        ctx.autocast = _autocast_of(x)
+        with _first_run(ctx.norms, ctx.after_first):
+            y = take_turns(branches, x, torch.float64)
+        ctx.save_for_backward(y)
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors[0].chunk(2, dim=2)
+        grad_a, grad_b = grad.chunk(2, dim=2)
+        totals: dict[Tensor, Tensor] = {}
+        with _second_run(ctx.norms, ctx.after_first), ctx.autocast(), torch.enable_grad():
+            for branch in reversed(ctx.branches):
+                seen = a.to(ctx.dtype).detach().requires_grad_()
+                y = branch(seen)
+                own = [p for p in branch.parameters() if p.requires_grad]
+                grad_seen, *grads = torch.autograd.grad(y, [seen, *own], grad_b.to(y.dtype))
+                for p, g in zip(own, grads, strict=True):
+                    totals[p] = totals[p] + g if p in totals else g
+                a, b = b - y.detach(), a
+                grad_a, grad_b = grad_b, grad_a + grad_seen
+        return None, torch.cat([grad_a, grad_b], dim=2), *[totals[p] for p in ctx.parameters]
+
+
+def _autocast_of(x: Tensor) -> Callable[[], AbstractContextManager[Any]]:
+    """Return a maker of the current autocast context, for a later time.
+
+    Weights that were cast in the first run, which records no gradient, must not be used again.
+    """
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return partial(torch.autocast, device, dtype, enabled, cache_enabled=False)
 
 
 def _contexts(

@@ -27,6 +27,14 @@ class Foldable(Protocol):
         ...
 
 
+class Additive:
+    """Mark of a module that, besides its parts, only adds, copies, joins and averages.
+
+    Where all its parts are linear, its output for a sum of inputs is the sum of its outputs;
+    `transform.expand` relies on that.
+    """
+
+
 def fold(model: nn.Module) -> nn.Module:
     """Return an eval copy of `model` with every synaptic layer in its inference form.
 
@@ -70,10 +78,18 @@ class Conv(nn.Conv2d):
         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1) -> "Conv":
-        """Make one from its kernel `[O, I/groups, k, k]` and bias `[O]`; padding is `k // 2`."""
+    def of(
+        cls,
+        weight: Tensor,
+        bias: Tensor,
+        stride: int = 1,
+        groups: int = 1,
+        padding: int | None = None,
+    ) -> "Conv":
+        """Make one from kernel `[O, I/groups, k, k]` and bias `[O]`; default padding `k // 2`."""
         width, per_group, side, _ = weight.shape
-        conv = cls(per_group * groups, width, side, stride, side // 2, groups=groups, device="meta")
+        padding = side // 2 if padding is None else padding
+        conv = cls(per_group * groups, width, side, stride, padding, groups=groups, device="meta")
         conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         return conv
 
@@ -171,6 +187,15 @@ class BatchNorm(_BatchNorm):
         gain = self.weight / torch.sqrt(self.running_var + self.eps)
         return gain, self.bias - self.running_mean * gain
 
+    def surround(self, y: Tensor) -> Tensor:
+        """Surround `[N, C, H, W]` by one pixel of this norm's image of zero.
+
+        It comes from the running statistics, in training mode too, and carries no gradient.
+        """
+        image_of_zero = self.affine_map()[1].detach().to(y.dtype)
+        frame = F.pad(y.new_zeros(y.shape[-2:]), (1, 1, 1, 1), value=1.0)
+        return F.pad(y, (1, 1, 1, 1)) + frame * image_of_zero.view(1, -1, 1, 1)
+
 
 class Synapse(nn.Module):
     """A linear map followed by a batch norm: what turns spikes into the next neuron's current.
@@ -194,18 +219,20 @@ class Synapse(nn.Module):
 
 
 class ConvBN(Synapse):
-    """Convolution and batch norm; the zero padding keeps the size at stride 1.
+    """Convolution and batch norm; the default zero padding keeps the size at stride 1.
 
     Args:
         in_channels: Width of the input.
         out_channels: Width of the output.
-        kernel_size: Side of the kernel, odd.
+        kernel_size: Side of the kernel; odd, unless a padding is given.
         stride: Step of the kernel.
         groups: Number of blocked connections from input to output channels.
         bias: Whether the convolution has a bias (the norm makes it redundant; some papers have it).
+        padding: Rows and columns of zeros on each side; default: half of the kernel.
 
     Shape:
-        `[T, B, in_channels, H, W]` -> `[T, B, out_channels, ceil(H/stride), ceil(W/stride)]`.
+        `[T, B, in_channels, H, W]` -> `[T, B, out_channels, ceil(H/stride), ceil(W/stride)]` with
+        the default padding.
     """
 
     def __init__(
@@ -216,11 +243,12 @@ class ConvBN(Synapse):
         stride: int = 1,
         groups: int = 1,
         bias: bool = False,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise InputError(f"kernel_size={kernel_size}: expected an odd number")
-        padding = kernel_size // 2
+        if kernel_size % 2 == 0 and padding is None:
+            raise InputError(f"kernel_size={kernel_size}: expected an odd number, or a padding")
+        padding = kernel_size // 2 if padding is None else padding
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias
         )
@@ -235,7 +263,8 @@ class ConvBN(Synapse):
         gain, offset = self.norm.affine_map()
         bias = offset if self.conv.bias is None else offset + gain * self.conv.bias
         weight = self.conv.weight * gain.view(-1, 1, 1, 1)
-        return Conv.of(weight, bias, self.conv.stride[0], self.conv.groups)
+        stride, padding = self.conv.stride[0], int(self.conv.padding[0])
+        return Conv.of(weight, bias, stride, self.conv.groups, padding)
 
 
 class LinearBN(Synapse):
@@ -299,14 +328,8 @@ class RepConv(Synapse):
 
     def weigh(self, x: Tensor) -> Tensor:
         """Run the branch up to the outer norm."""
-        y = self._with_border(self.border_norm(self.pointwise1(x)))
+        y = self.border_norm.surround(self.border_norm(self.pointwise1(x)))
         return self.inner_norm(self.pointwise2(self.depthwise(y)))
-
-    def _with_border(self, y: Tensor) -> Tensor:
-        """Surround `[N, C, H, W]` by one pixel of the norm's image of zero."""
-        image_of_zero = self.border_norm.affine_map()[1].detach().to(y.dtype)
-        frame = F.pad(y.new_zeros(y.shape[-2:]), (1, 1, 1, 1), value=1.0)
-        return F.pad(y, (1, 1, 1, 1)) + frame * image_of_zero.view(1, -1, 1, 1)
 
     def fold(self) -> Conv:
         """Multiply the chain out into one 3x3 kernel `[O, I, 3, 3]` and bias."""
@@ -319,6 +342,44 @@ class RepConv(Synapse):
         kernel = torch.einsum("om,mhw,mi->oihw", last, spread, first)
         bias = last @ (spread.sum((1, 2)) * offset1) + gain3 * offset2 + offset3
         return Conv.of(kernel, bias)
+
+
+class NormFirstRepConv(Synapse):
+    """Re-parameterised 3x3 convolution that starts with a norm: norm, 1x1, depthwise 3x3, norm.
+
+    Like `RepConv` it equals one dense 3x3 convolution, and its border is as there.
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+
+    Shape:
+        `[T, B, in_channels, H, W]` -> `[T, B, out_channels, H, W]`.
+
+    Reference:
+        Luo et al., ECCV 2024, arXiv:2407.20708, sec. 4.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.border_norm = BatchNorm(in_channels)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.depthwise = nn.Conv2d(out_channels, out_channels, 3, groups=out_channels, bias=False)
+        self.norm = BatchNorm(out_channels)
+
+    def weigh(self, x: Tensor) -> Tensor:
+        """Run the branch up to the outer norm."""
+        y = self.border_norm.surround(self.border_norm(x))
+        return self.depthwise(self.pointwise(y))
+
+    def fold(self) -> Conv:
+        """Multiply the chain out into one 3x3 kernel `[O, I, 3, 3]` and bias."""
+        gain1, offset1 = self.border_norm.affine_map()
+        gain2, offset2 = self.norm.affine_map()
+        mix = self.pointwise.weight[:, :, 0, 0]  # [O, I]
+        spread = self.depthwise.weight[:, 0] * gain2[:, None, None]  # [O, 3, 3]
+        kernel = torch.einsum("ohw,oi->oihw", spread, mix * gain1)
+        return Conv.of(kernel, spread.sum((1, 2)) * (mix @ offset1) + offset2)
 
 
 class Once(nn.Module):
