@@ -33,7 +33,12 @@ class Case:
 
     @property
     def source(self) -> str:
-        return f"{self.facts['repo']}/{self.facts['file']}:{self.facts['callable']}"
+        return source(self.facts)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the published forward keeps the samples of a batch apart."""
+        return self.facts["batch_independent"]
 
     def state(self) -> dict[str, np.ndarray]:
         return synth_state(self.facts["manifest"])
@@ -48,16 +53,27 @@ class Case:
         return torch.from_numpy(np.asarray(self.arrays[name]))
 
 
-def cases(family: str) -> list[Case]:
-    """Return the cases of a family."""
+def source(facts: dict[str, Any]) -> str:
+    """Name the official constructor; a file whose model is a graph has none."""
+    file, _, graph = facts["file"].partition(" (graph of")
+    where = f"{facts['repo']}/{file}"
+    return where if graph or facts["callable"][0] == "(" else f"{where}:{facts['callable']}"
+
+
+def cases(family: str = "*") -> list[Case]:
+    """Return the cases of a family, or all."""
     names = sorted(path.stem for path in FOLDER.glob(f"{family}__*.npz"))
     return [Case(name) for name in names]
 
 
-def published(family: str) -> list[dict[str, Any]]:
-    """Return the published full-size models of a family."""
-    with gzip.open(FOLDER / f"{family}__published.json.gz", "rt") as file:
-        return json.load(file)["models"]
+def published(family: str = "*") -> list[dict[str, Any]]:
+    """Return the published full-size models of a family, or all; each names its `family`."""
+    found = []
+    for path in sorted(FOLDER.glob(f"{family}__published.json.gz")):
+        with gzip.open(path, "rt") as file:
+            content = json.load(file)
+        found += [{"family": content["family"], **entry} for entry in content["models"]]
+    return found
 
 
 def fingerprint(tensor: Tensor, length: int = 10) -> Tensor:

@@ -65,7 +65,7 @@ def test_every_registered_size_builds(name: str) -> None:
     ("make", "message"),
     [
         (lambda: sf.create_model("meta_spikefomer_15m"), "'meta_spikefomer_15m'.*did you mean.*"),
-        (lambda: sf.create_model("resnet50"), "unknown model 'resnet50'.*known are.*"),
+        (lambda: sf.create_model("vgg"), "unknown model 'vgg'.*known are.*"),
         (lambda: sf.create_model(TINY, num_clases=3), "no argument 'num_clases'.*'num_classes'"),
         (lambda: sf.create_model(TINY, neuron="LIFF"), "unknown part 'LIFF'.*'LIF'"),
         (lambda: sf.create_model(TINY, neuron={"LIFF": {}}), "unknown part 'LIFF'"),

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from spikeformers.errors import InputError
+from spikeformers.layers import Additive
 from spikeformers.types import Outputs
 
 
-class Stage(nn.Module):
+class Stage(Additive, nn.Module):
     """One resolution of a backbone.
 
     Args:
@@ -35,15 +36,18 @@ class Stage(nn.Module):
         return self.blocks(self.embed(x))
 
 
-class Backbone(nn.Module):
+class Backbone(Additive, nn.Module):
     """Stages and a head: `[T, B, C, H, W]` -> per-step scores `[T, B, K]`.
 
     Args:
         stages: From fine to coarse.
         head: Reads the last map; `None` makes a headless backbone that returns it.
         in_channels: Channels that the first stage expects.
+        image_size: Height and width that the weights fit; `None` where they fit every size.
 
     Attributes:
+        has_fixed_graph: Whether the same operations run for every input, so that it can be compiled
+            and exported.
         channels: Width of each stage's map.
         strides: Stride of each stage's map relative to the input.
         config: The registered name and the overrides, where `create_model` made the model.
@@ -52,17 +56,23 @@ class Backbone(nn.Module):
             it (`classes`, `preprocessing`, `timesteps`), as far as it was saved.
     """
 
+    has_fixed_graph = True
     config: Any = None
     official_source: Any = None
     pretrained: Any = None
 
     def __init__(
-        self, stages: Iterable[Stage], head: nn.Module | None, in_channels: int = 3
+        self,
+        stages: Iterable[Stage],
+        head: nn.Module | None,
+        in_channels: int = 3,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.head = head
         self.in_channels = in_channels
+        self.image_size = image_size
         self.channels = [stage.channels for stage in self.stages]
         self.strides = list(accumulate((stage.stride for stage in self.stages), operator.mul))
 
@@ -78,8 +88,11 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
         """Return per-step scores, or `Outputs` in training if the head has further ones."""
-        last = self.features(x)[-1]
-        return last if self.head is None else self.head(last)
+        return self.read(self.features(x))
+
+    def read(self, maps: list[Tensor]) -> Any:
+        """Return what `forward` returns, given the map of every stage."""
+        return maps[-1] if self.head is None else self.head(maps[-1])
 
     def readout(self, y: Tensor) -> Tensor:
         """Turn per-step scores `[T, B, K]` into scores `[B, K]`: the mean over time."""
@@ -166,6 +179,13 @@ class Backbone(nn.Module):
             raise InputError(
                 f"x is {x.shape[3]}x{x.shape[4]}, smaller than the network's stride "
                 f"{self.strides[-1]}: use larger images or a model for small ones"
+            )
+        if self.image_size is not None and (x.shape[3], x.shape[4]) != self.image_size:
+            height, width = self.image_size
+            raise InputError(
+                f"x is {x.shape[3]}x{x.shape[4]}, but the weights of this model fit {height}x"
+                f"{width} only: resize the images, or create it with "
+                f"image_size=({x.shape[3]}, {x.shape[4]})"
             )
         # On an accelerator this test would make the host wait for the device at every step.
         once_per_image = x[:1] if x.stride(0) == 0 else x

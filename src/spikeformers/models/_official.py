@@ -9,7 +9,7 @@ import fnmatch
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,10 +28,12 @@ class Dead:
     Args:
         reason: Why they are not ours.
         shapes: For a model of ours, every such key and the shape of its tensor.
+        fill: Makes a tensor of that shape for the authors' class; zeros where any will do.
     """
 
     reason: str
     shapes: Callable[[nn.Module], Mapping[str, tuple[int, ...]]]
+    fill: Callable[[tuple[int, ...]], Tensor] = torch.zeros
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Official:
             it takes `corrected`, the official code has a defect that `corrected=True` repairs.
         ignored: Names of arguments that the constructor takes and does not use.
         modules: Their module path -> ours; `{i}` stands for an index.
+        modules_of: Further ones for a model of ours, where their paths depend on its size.
         axes: Pattern of their keys -> number of axes of the tensor there, where it differs from
             ours by axes of length 1 (a 1x1 convolution against a linear map).
         dead: Pattern of their keys -> why they are not ours.
@@ -59,6 +62,7 @@ class Official:
     ignored: Sequence[str] = ()
     axes: Mapping[str, int] = field(default_factory=dict)
     dead: Mapping[str, Dead] = field(default_factory=dict)
+    modules_of: Callable[[nn.Module], Mapping[str, str]] | None = None
 
     def sources(self) -> list[str]:
         """Return `file:callable` of every constructor."""
@@ -79,6 +83,12 @@ class Official:
         if "corrected" in parameters:
             used["corrected"] = corrected
         return create_model(self.architecture, **self.arguments(**used))
+
+    def fitted(self, model: nn.Module) -> "Official":
+        """Return the map for the size of this model."""
+        if self.modules_of is None:
+            return self
+        return replace(self, modules={**self.modules, **self.modules_of(model)}, modules_of=None)
 
     def to_ours(self, key: str) -> str | None:
         """Return our name of their tensor or module, `None` if there is none."""
@@ -173,6 +183,7 @@ def from_official(
     official, name = _find(source)
     with torch.device("meta"):
         model = official.build(name, corrected, kwargs)
+    official = official.fitted(model)
     expected = model.state_dict()
     found: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -214,7 +225,7 @@ def to_official(
         named_tensors: Any `{parameter or buffer name: tensor}`, for example gradients; a part of
             the names gives the keys that it covers. Default: the whole state dict.
         dead: "omit", or "zeros" to fill the keys that the official forward never uses, so that the
-            result loads strictly into the authors' class.
+            result loads strictly into the authors' class. (A constant is filled with its value.)
         source: Where the names come from; default: see `official_names`.
 
     Raises:
@@ -233,7 +244,8 @@ def to_official(
     if dead == "zeros":
         like = next(model.parameters())
         for entry in official.dead.values():
-            tensors |= {key: like.new_zeros(shape) for key, shape in entry.shapes(model).items()}
+            for key, shape in entry.shapes(model).items():
+                tensors[key] = entry.fill(shape).to(like)
     return tensors
 
 
@@ -256,8 +268,8 @@ def official_names(model: nn.Module, source: str | None = None) -> dict[str, str
 def _source_of(model: nn.Module, source: str | None) -> Official:
     source = source or getattr(model, "official_source", None)
     if source is not None:
-        return _find(source)[0]
-    family = [o for o in _OFFICIALS if o.architecture == architecture_of(model)]
+        return _find(source)[0].fitted(model)
+    family = [o.fitted(model) for o in _OFFICIALS if o.architecture == architecture_of(model)]
     fitting = [official for official in family if _fits(official, model)]
     if len(fitting) == 1:
         return fitting[0]

@@ -67,6 +67,18 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_VARIANTS, pattern))
 
 
+def model_arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return the arguments that a model takes.
+
+    Raises:
+        ConfigError: If there is no such model; the message has the nearest names.
+    """
+    architecture, _ = _VARIANTS.get(name, (name, {}))
+    if architecture not in _BUILDERS:
+        raise ConfigError(f"unknown model {name!r}{nearest(name, [*_VARIANTS, *_BUILDERS])}")
+    return inspect.signature(_BUILDERS[architecture]).parameters
+
+
 def create_model(name: str, **overrides: Any) -> Backbone:
     """Build a model by its registered name.
 
@@ -83,9 +95,7 @@ def create_model(name: str, **overrides: Any) -> Backbone:
         ConfigError: If the name or an override is unknown; the message has the nearest ones.
     """
     architecture, arguments = _VARIANTS.get(name, (name, {}))
-    if architecture not in _BUILDERS:
-        raise ConfigError(f"unknown model {name!r}{nearest(name, [*_VARIANTS, *_BUILDERS])}")
-    parameters = inspect.signature(_BUILDERS[architecture]).parameters
+    parameters = model_arguments(name)
     for key in overrides:
         if key not in parameters:
             raise ConfigError(f"{architecture} has no argument {key!r}{nearest(key, parameters)}")

@@ -38,6 +38,15 @@ from spikeformers.layers import (
 )
 from spikeformers.models._backbone import Backbone, Stage
 from spikeformers.models._official import Official, join, register_official
+from spikeformers.models._official_metaformer import (
+    ATTN_BLOCKS,
+    CONV_BLOCKS,
+    METAFORMER_IGNORED,
+    attention_neurons,
+    channel_conv,
+    channel_mlp,
+    embeddings,
+)
 from spikeformers.models._registry import part, register
 from spikeformers.neurons import LIF, NeuronFactory
 
@@ -231,25 +240,13 @@ _CONV_BLOCK = {
     "Conv.dwconv": "mixer.fn.depthwise",
     "Conv.pwconv2": "mixer.fn.project.conv",
     "Conv.bn2": "mixer.fn.project.norm",
-    "lif1": "mlp.neuron",
-    "conv1": "mlp.fn.expand.conv",
-    "bn1": "mlp.fn.expand.norm",
-    "lif2": "mlp.fn.neuron",
-    "conv2": "mlp.fn.project.conv",
-    "bn2": "mlp.fn.project.norm",
+    **channel_conv("lif"),
 }
 _ATTN_BLOCK = {
-    "attn.head_lif": "attn.neuron",
+    **attention_neurons("lif"),
     **join({f"attn.{x}_conv": f"attn.fn.{x}.synapse" for x in "qkv"}, _REP_CONV),
-    **{f"attn.{x}_lif": f"attn.fn.{x}.neuron" for x in "qkv"},
-    "attn.attn_lif": "attn.fn.neuron",
     **join({"attn.proj_conv": "attn.fn.proj"}, _REP_CONV),
-    "mlp.fc1_lif": "mlp.neuron",
-    "mlp.fc1_conv": "mlp.fn.expand.linear",
-    "mlp.fc1_bn": "mlp.fn.expand.norm",
-    "mlp.fc2_lif": "mlp.fn.neuron",
-    "mlp.fc2_conv": "mlp.fn.project.linear",
-    "mlp.fc2_bn": "mlp.fn.project.norm",
+    **channel_mlp("lif"),
 }
 
 register_official(
@@ -263,50 +260,11 @@ register_official(
             "metaspikformer_8_768": _size(192, 384, 768, 960),
         },
         arguments=_from_constructor,
-        ignored=(
-            "img_size_h",
-            "img_size_w",
-            "patch_size",
-            "qkv_bias",
-            "qk_scale",
-            "drop_rate",
-            "attn_drop_rate",
-            "drop_path_rate",
-            "norm_layer",
-            "depths",
-            "sr_ratios",
-        ),
+        ignored=(*METAFORMER_IGNORED, "drop_path_rate", "depths", "sr_ratios"),
         modules={
-            **join(
-                {
-                    "downsample1_1": "stages.0.embed",
-                    "downsample1_2": "stages.1.embed",
-                    "downsample2": "stages.2.embed",
-                    "downsample3": "stages.3.embed",
-                    "downsample4": "stages.4.embed",
-                },
-                {
-                    "encode_lif": "neuron",
-                    "encode_conv": "conv.conv",
-                    "encode_bn": "conv.norm",
-                },
-            ),
-            **join(
-                {
-                    "ConvBlock1_1.0": "stages.0.blocks.0",
-                    "ConvBlock1_2.0": "stages.1.blocks.0",
-                    "ConvBlock2_1.0": "stages.2.blocks.0",
-                    "ConvBlock2_2.0": "stages.2.blocks.1",
-                },
-                _CONV_BLOCK,
-            ),
-            **join(
-                {
-                    "block3.{i}": "stages.3.blocks.{i}",
-                    "block4.{i}": "stages.4.blocks.{i}",
-                },
-                _ATTN_BLOCK,
-            ),
+            **embeddings("lif"),
+            **join(CONV_BLOCKS, _CONV_BLOCK),
+            **join(ATTN_BLOCKS, _ATTN_BLOCK),
             "lif": "head.neuron",
             "head": "head.linear",
             "head_kd": "head.linear_kd",
