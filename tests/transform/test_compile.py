@@ -1,12 +1,15 @@
 """The compiled twin computes what the model does."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from spikeformers.data import direct
 from spikeformers.models import create_model
-from spikeformers.ops import lif, show_to_inductor
+from spikeformers.ops import dsr, ilif, lif, show_to_inductor
 from spikeformers.transform import compile_spiking
 
 pytestmark = [
@@ -36,25 +39,37 @@ def test_a_training_step_is_the_same() -> None:
         torch.testing.assert_close(two.grad, one.grad, rtol=0, atol=1e-12, msg=name)
 
 
-def test_inductor_looks_into_the_neuron() -> None:
+def fire_lif(x: Tensor, decay: Tensor) -> Tensor:
+    spikes, v = lif(x + 1, decay=decay, v_threshold=0.7)
+    return (spikes * x.cos()).sum() + v.sum()
+
+
+def fire_ilif(x: Tensor, factor: Tensor) -> Tensor:
+    integers, v = ilif(factor * x + 1, v_threshold=0.3, rounding="half_up")
+    return (integers * x.cos()).sum() + v.sum()
+
+
+def fire_dsr(x: Tensor, v_threshold: Tensor) -> Tensor:
+    y, v = dsr(x + 1, v_threshold=v_threshold, tau=1.0, dt=0.5)
+    return (y * x.cos()).sum() + v.sum()
+
+
+@pytest.mark.parametrize("fire", [fire_lif, fire_ilif, fire_dsr])
+def test_inductor_looks_into_the_neuron(fire: Callable[[Tensor, Tensor], Tensor]) -> None:
     """No opaque call is left in the code that Inductor writes, and the numbers are the same."""
     from torch._inductor.utils import run_and_get_code
 
     show_to_inductor()
     torch.manual_seed(0)
     x = torch.randn(3, 2, 5, 4, dtype=torch.float64)
-    decay = torch.tensor(0.4, dtype=torch.float64)
-
-    def fire(x: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
-        spikes, v = lif(x + 1, decay=decay, v_threshold=0.7)
-        return (spikes * x.cos()).sum() + v.sum()
+    number = torch.tensor(0.4, dtype=torch.float64)
 
     results = []
     for function in (fire, torch.compile(fire)):
-        inputs = [t.clone().requires_grad_() for t in (x, decay)]
+        inputs = [t.clone().requires_grad_() for t in (x, number)]
         loss, code = run_and_get_code(function, *inputs)
         loss.backward()
         results.append((loss.detach(), *(t.grad for t in inputs)))
-    assert code and "spikeformers.lif" not in "".join(code)
+    assert code and "torch.ops.spikeformers" not in "".join(code)
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-12)
