@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spikeformers.data import direct
+from spikeformers.data import direct, over_time
 from spikeformers.errors import InputError
 
 
@@ -64,3 +64,13 @@ def test_direct_compiles_to_one_graph():
     compiled = torch.compile(direct, backend="eager", fullgraph=True)
     images = torch.rand(2, 1, 4, 4)
     assert torch.equal(compiled(images, 3), direct(images, 3))
+
+
+def test_over_time_shows_an_image_at_every_step_and_frames_one_after_the_other():
+    images, frames = torch.rand(2, 3, 5, 7), torch.rand(2, 4, 3, 5, 7)
+    assert torch.equal(over_time(images, 4), direct(images, 4))
+    y = over_time(frames, 4)
+    assert y.shape == (4, 2, 3, 5, 7)
+    assert all(torch.equal(y[t], frames[:, t]) for t in range(4))
+    with pytest.raises(InputError, match=r"batch has 4 frames .* expected 2 in \[B, T, C, H, W\]"):
+        over_time(frames, 2)

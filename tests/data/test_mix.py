@@ -45,3 +45,14 @@ def test_one_image_and_bad_numbers() -> None:
         Mix(0, -1, 5)
     with pytest.raises(InputError, match="mixup is nan"):
         Mix(float("nan"), 0, 5)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0), (0, 1.0)])
+def test_the_frames_of_a_recording_are_mixed_alike(mixup: float, cutmix: float) -> None:
+    mix, frames = Mix(mixup, cutmix, 5), torch.stack([IMAGES] * 6, 1)
+    torch.manual_seed(1)
+    expected = mix(IMAGES, LABELS)
+    torch.manual_seed(1)
+    found = mix(frames, LABELS)
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], torch.stack([expected[0]] * 6, 1))

@@ -318,3 +318,77 @@ def test_timm_augment_without_timm(monkeypatch):
 def test_crops_and_erasing_refuse_values_out_of_range(argument):
     with pytest.raises(InputError, match=f"{next(iter(argument))} is .* expected"):
         Augment(Preprocess(8, **GREY), **argument)
+
+
+EVENTS = dict(mean=(0.0, 0.0), std=(1.0, 2.0), channels=2)
+
+
+def random_frames(*shape):
+    return torch.poisson(torch.full(shape, 0.7), torch.Generator().manual_seed(sum(shape)))
+
+
+def test_counts_are_not_scaled():
+    frames = random_frames(3, 2, 8, 8)
+    assert torch.equal(Preprocess(8, **EVENTS)(frames), frames / torch.tensor([1, 2]).view(2, 1, 1))
+
+
+def test_resized_counts_keep_their_mean():
+    frames = random_frames(3, 2, 64, 64)
+    resized = Preprocess(32, **EVENTS).resize(frames)
+    assert resized.shape == (3, 2, 32, 32)
+    torch.testing.assert_close(resized.mean((2, 3)), frames.mean((2, 3)), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        torch.zeros(3, 2, 4, 4, dtype=torch.uint8),
+        torch.zeros(2, 4, 4),
+        torch.zeros(3, 3, 4, 4),
+    ],
+)
+def test_preprocess_wants_frames_of_counts(frames):
+    with pytest.raises(InputError, match=r"frames is .* expected float32 counts of events \[T, 2"):
+        Preprocess(4, **EVENTS)(frames)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(flip=True),
+        dict(crop_padding=3),
+        dict(rotate=20),
+        dict(translate=0.2),
+        dict(scale=0.3),
+        dict(resized_crop=0.4),
+        dict(rand_augment_ops=2, rand_augment_magnitude=30),
+        dict(random_erasing=1.0),
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_all_frames_of_a_recording_are_changed_alike(change):
+    augment = Augment(Preprocess(16, (0.0,) * 2, (1.0,) * 2, 2), **change)
+    frames = random_frames(1, 2, 16, 16).expand(4, 2, 16, 16)
+    torch.manual_seed(0)
+    results = [augment(frames) for _ in range(16)]
+    for result in results:
+        assert (result.shape, result.dtype) == ((4, 2, 16, 16), torch.float32)
+        assert torch.equal(result, result[:1].expand_as(result))
+        assert result.min() >= 0 and result.max() <= frames.max()
+    assert any(not torch.equal(result, frames) for result in results)
+    augment = pickle.loads(pickle.dumps(augment))
+    torch.manual_seed(0)
+    assert all(torch.equal(augment(frames), result) for result in results)
+
+
+def test_events_cannot_take_colours_policies():
+    with pytest.raises(InputError, match="works on RGB, but the images have 2 channels: use"):
+        Augment(Preprocess(4, **EVENTS), timm_augment="rand-m9")
+
+
+def test_pictures_are_what_a_person_sees():
+    image = random_image(3, 8, 8)
+    preprocess = Preprocess(8, (0.3,) * 3, (0.2,) * 3, 3)
+    assert torch.equal(preprocess.picture(preprocess.resize(image)), image)
+    shown = Preprocess(8, **EVENTS).picture(random_frames(5, 4, 2, 8, 8))
+    assert (shown.shape, shown.dtype) == ((5, 3, 8, 8), torch.uint8)

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spikeformers.errors import InputError
-from spikeformers.tasks import TET, Classification, CrossEntropy, Distillation
+from spikeformers.tasks import (
+    TET,
+    Classification,
+    CrossEntropy,
+    Distillation,
+    SurrogateAgreement,
+)
 from spikeformers.types import Outputs
 
 T, B, K = 3, 4, 5
@@ -102,3 +108,32 @@ def test_hits_of_mixed_images_count_the_larger_share(y: Tensor) -> None:
     targets = 0.6 * F.one_hot(mean(y).argmax(1), K) + 0.4 / K
     result = Classification(T).step(TwoHeads(y, y), torch.rand(B, 3, 4, 4), targets)
     assert result["hits"] == B
+
+
+def test_surrogate_modules_and_the_main_head_learn_from_each_other(y: Tensor) -> None:
+    others = [y.flip(0, 2).mean(0), y.roll(1, 2).mean(0)]
+    loss = SurrogateAgreement(0.3, temperature=2.0)([mean(y), *others])
+    p, *rest = ((s / 2).softmax(1) for s in (mean(y), *others))
+    both = [(p * (p / q).log()).sum(1).mean() + (q * (q / p).log()).sum(1).mean() for q in rest]
+    torch.testing.assert_close(loss, torch.stack(both).mean())
+    assert SurrogateAgreement(0.3)([mean(y), mean(y)]).abs() < 1e-12
+    with pytest.raises(InputError, match="the model has no surrogate modules"):
+        SurrogateAgreement(0.3)([mean(y)])
+
+
+def test_targets_of_the_agreement_have_no_gradient(y: Tensor) -> None:
+    """KL(q || p) pulls p by `softmax - target`; the pull of KL(p || q) on p is left out."""
+    main, other = mean(y).requires_grad_(), mean(y.flip(0, 2)).requires_grad_()
+    SurrogateAgreement(0.3, temperature=1.0)([main, other]).backward()
+    pull = (main.softmax(1) - other.softmax(1)).detach() / B
+    torch.testing.assert_close(main.grad, pull)
+    torch.testing.assert_close(other.grad, -pull)
+
+
+def test_surrogate_modules_learn_labels_and_agreement(y: Tensor) -> None:
+    surrogate, images = y.flip(0, 2), torch.rand(B, 3, 4, 4)
+    agreement = SurrogateAgreement(0.25)
+    task = Classification(T, surrogates=agreement)
+    loss = task.step(TwoHeads(y, surrogate), images, LABELS)["loss"]
+    labels = (F.cross_entropy(mean(y), LABELS) + F.cross_entropy(mean(surrogate), LABELS)) / 2
+    torch.testing.assert_close(loss, 0.75 * labels + 0.25 * agreement([mean(y), mean(surrogate)]))

@@ -1,7 +1,13 @@
-"""Images in: readers, transforms, a deterministic loader and the encoding into time."""
+"""Images and events in: readers, transforms, a deterministic loader, the encoding into time."""
 
-from spikeformers.data.encode import direct
-from spikeformers.data.images import DATASETS, ImageDataset, load_dataset, read_image
+from spikeformers.data.encode import direct, over_time
+from spikeformers.data.images import (
+    DATASETS,
+    ImageDataset,
+    load_dataset,
+    read_image,
+    read_recording,
+)
 from spikeformers.data.loader import epoch_batches
 from spikeformers.data.mix import Mix
 from spikeformers.data.transforms import Augment, Preprocess
@@ -15,5 +21,7 @@ __all__ = [
     "direct",
     "epoch_batches",
     "load_dataset",
+    "over_time",
     "read_image",
+    "read_recording",
 ]

@@ -15,6 +15,20 @@ FASHION_CLASSES = (
     "Ankle boot",
 )
 
+GESTURE_CLASSES = (
+    "hand_clapping",
+    "right_hand_wave",
+    "left_hand_wave",
+    "right_arm_clockwise",
+    "right_arm_counter_clockwise",
+    "left_arm_clockwise",
+    "left_arm_counter_clockwise",
+    "arm_roll",
+    "air_drums",
+    "air_guitar",
+    "other_gestures",
+)
+
 CIFAR10_CLASSES = (
     "airplane",
     "automobile",

@@ -1,4 +1,4 @@
-"""From images to currents over time: `[B, C, H, W]` -> `[T, B, C, H, W]`."""
+"""From images and frames to currents over time: `[T, B, C, H, W]`."""
 
 from __future__ import annotations
 
@@ -53,3 +53,26 @@ def direct(images: Tensor, timesteps: int) -> Tensor:
             "of the normalisation or for damaged images"
         )
     return images.expand(timesteps, *images.shape)
+
+
+def over_time(batch: Tensor, timesteps: int) -> Tensor:
+    """Put time first: frames come one after the other, an image is shown at every step.
+
+    Args:
+        batch: Normalised images or frames.
+        timesteps: Number of time steps `T`; frames have to be as many.
+
+    Shape:
+        Images `[B, C, H, W]` or frames `[B, T, C, H, W]` -> `[T, B, C, H, W]`.
+
+    Raises:
+        InputError: If there are not `T` frames, or the images are not as in `direct`.
+    """
+    if batch.ndim != 5:
+        return direct(batch, timesteps)
+    if batch.shape[1] != timesteps:
+        raise InputError(
+            f"batch has {batch.shape[1]} frames ({list(batch.shape)}), expected {timesteps} in "
+            "[B, T, C, H, W]: open the data set with as many timesteps as the model gets"
+        )
+    return batch.transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Image data sets by name, as map-style datasets of `(uint8 image, label)`."""
+"""Data sets by name, as map-style datasets of `(image, label)` or `(frames, label)`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ from spikeformers.data._class_names import (
     FASHION_CLASSES,
 )
 from spikeformers.data._decode import decode_image
+from spikeformers.data._event_files import Events, read_aedat31, read_n_mnist_bin
+from spikeformers.data._events import (
+    GESTURE_FOLDER,
+    Recordings,
+    integrate,
+    list_cifar10_dvs,
+    list_dvs128_gesture,
+    list_n_mnist,
+    read_cifar10_dvs_file,
+)
 from spikeformers.data._idx import read_idx_split
 from spikeformers.data._shards import read_shards
 from spikeformers.data._tiny_imagenet import ARCHIVE, FOLDER, read_tiny_imagenet_split
@@ -33,7 +43,7 @@ class ImageDataset(Protocol):
 
     Attributes:
         classes: Names of the classes; a label is an index into them.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, 2 for the darker and brighter events of an event camera.
     """
 
     classes: tuple[str, ...]
@@ -44,7 +54,10 @@ class ImageDataset(Protocol):
         ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return the image, uint8 `[C, H, W]`, and its label."""
+        """Return the image and its label.
+
+        Images are uint8 `[C, H, W]`, counts of events float32 `[T, 2, H, W]`.
+        """
         ...
 
 
@@ -109,16 +122,22 @@ class FileImages:
         return read_image(path, self.channels), label
 
 
-def load_dataset(name: str, root: str | Path | None = None, split: str = "train") -> ImageDataset:
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    timesteps: int | None = None,
+) -> ImageDataset:
     """Open one split of a data set; only the files of that split need to be there.
 
     Args:
         name: A key of `DATASETS`.
         root: Folder with the files as distributed; not used by `digits`.
         split: `"train"` or `"test"`.
+        timesteps: Frames that the recordings of an event camera become; images need none.
 
     Raises:
-        ConfigError: If there is no data set or split of that name.
+        ConfigError: If there is no data set or split of that name, or `timesteps` is missing.
         DataError: If the files are missing, damaged or empty.
         MissingExtraError: If the reader needs a package that is not installed.
     """
@@ -129,17 +148,40 @@ def load_dataset(name: str, root: str | Path | None = None, split: str = "train"
         )
     if split not in ("train", "test"):
         raise ConfigError(f"there is no split {split!r}: choose 'train' or 'test'")
-    source = DATASETS[name]
-    if not source.files:
-        return source.load(Path(), split)
-    if root is None:
-        raise DataError(f"the data set {name!r} needs data.root=FOLDER with {source.files}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}: set data.root=FOLDER with {source.files}")
-    if not any(folder.iterdir()):
-        raise DataError(f"the folder {folder} is empty: put {source.files} there")
-    return source.load(folder, split)
+    found = DATASETS[name].load(_folder(name, root), split)
+    return found.frames(_checked(timesteps, name)) if isinstance(found, Recordings) else found
+
+
+def read_recording(name: str, path: str | Path, timesteps: int) -> Tensor:
+    """Read one recording of an event camera.
+
+    Args:
+        name: The data set whose files are like this one.
+        path: The file; all of it becomes frames.
+        timesteps: Frames T.
+
+    Returns:
+        Counts of events, float32 `[T, 2, H, W]`.
+
+    Raises:
+        ConfigError: If the data set is none of events.
+        DataError: If the file is missing, damaged, or of another format.
+    """
+    read = DATASETS[name].read_events
+    if read is None:
+        raise ConfigError(f"{name} is no data set of events: read its files with read_image")
+    if not Path(path).is_file():
+        raise DataError(f"there is no recording {path}: check the path")
+    return integrate(read(Path(path)), _checked(timesteps, name))
+
+
+def _checked(timesteps: int | None, name: str) -> int:
+    if timesteps is None or timesteps < 1:
+        raise ConfigError(
+            f"timesteps is {timesteps}, but the data set {name!r} holds recordings of events: say "
+            "how many frames each becomes, for example timesteps=16"
+        )
+    return timesteps
 
 
 def read_image(path: str | Path, channels: int) -> Tensor:
@@ -160,6 +202,21 @@ def read_image(path: str | Path, channels: int) -> Tensor:
     if not Path(path).is_file():
         raise DataError(f"there is no image file {path}: check the path")
     return decode_image(Path(path), channels, str(path))
+
+
+def _folder(name: str, root: str | Path | None) -> Path:
+    """Return the folder of a data set, which has something in it."""
+    files = DATASETS[name].files
+    if not files:
+        return Path()
+    if root is None:
+        raise DataError(f"the data set {name!r} needs data.root=FOLDER with {files}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}: set data.root=FOLDER with {files}")
+    if not any(folder.iterdir()):
+        raise DataError(f"the folder {folder} is empty: put {files} there")
+    return folder
 
 
 def _load_digits(_root: Path, split: str) -> ArrayImages:
@@ -223,11 +280,13 @@ class Source:
         files: What `root` has to contain, in words; empty if nothing is read from there.
         load: Reads one split from `root`.
         test_images: Size of the whole test split, where everybody's is the same.
+        read_events: Reads one recording of a set of events; `None` for images.
     """
 
     files: str
-    load: Callable[[Path, str], ImageDataset]
+    load: Callable[[Path, str], ImageDataset | Recordings]
     test_images: int | None = None
+    read_events: Callable[[Path], Events] | None = None
 
 
 _IDX_FILES = (
@@ -247,7 +306,21 @@ DATASETS: dict[str, Source] = {
         partial(_load_cifar, layout=CIFAR100, classes=CIFAR100_CLASSES),
         test_images=10_000,
     ),
+    "cifar10_dvs": Source(
+        "the folders airplane, automobile, ... and truck from the ten zip files of CIFAR10-DVS, as "
+        "distributed at figshare.com",
+        list_cifar10_dvs,
+        test_images=1_000,
+        read_events=read_cifar10_dvs_file,
+    ),
     "digits": Source("", _load_digits, test_images=360),
+    "dvs128_gesture": Source(
+        f"the folder {GESTURE_FOLDER} from {GESTURE_FOLDER}.tar.gz, as distributed at "
+        "research.ibm.com/interactive/dvsgesture",
+        list_dvs128_gesture,
+        test_images=288,
+        read_events=read_aedat31,
+    ),
     "fashion_mnist": Source(
         f"{_IDX_FILES} at github.com/zalandoresearch/fashion-mnist",
         partial(_load_idx, raw="FashionMNIST/raw", classes=FASHION_CLASSES),
@@ -258,6 +331,13 @@ DATASETS: dict[str, Source] = {
         f"{_IDX_FILES} at yann.lecun.com/exdb/mnist",
         partial(_load_idx, raw="MNIST/raw", classes=DIGIT_CLASSES),
         test_images=10_000,
+    ),
+    "n_mnist": Source(
+        "the folders Train and Test from Train.zip and Test.zip of N-MNIST, as distributed at "
+        "www.garrickorchard.com",
+        list_n_mnist,
+        test_images=10_000,
+        read_events=read_n_mnist_bin,
     ),
     "tiny_imagenet": Source(
         f"the folder {FOLDER} from {ARCHIVE}, as distributed at cs231n.stanford.edu",

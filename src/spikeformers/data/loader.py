@@ -41,8 +41,9 @@ def epoch_batches(
 
     Args:
         dataset: Images and labels.
-        transform: From a uint8 image `[C, H, W]` to a float32 image `[C, S, S]`. It may draw from
-            the global generators of torch, numpy and Python.
+        transform: From an item of the data set, a uint8 image `[C, H, W]` or frames `[T, C, H, W]`,
+            to float32 `[..., C, S, S]`. It may draw from the global generators of torch, numpy and
+            Python.
         batch_size: Number of images in a batch of all ranks; the last one may be smaller.
         seed: Seed of the run, at least 0.
         epoch: Number of the epoch, at least 0.
@@ -56,7 +57,8 @@ def epoch_batches(
             next readable one of the data set. See `EpochBatches.skipped`.
 
     Returns:
-        An iterable with a length, over images float32 `[B, C, S, S]` and labels int64 `[B]`.
+        An iterable with a length, over images float32 `[B, C, S, S]`, or frames
+        `[B, T, C, S, S]`, and labels int64 `[B]`.
 
     Raises:
         InputError: If a number is out of its range or no batch would be left.

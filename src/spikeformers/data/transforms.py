@@ -1,4 +1,4 @@
-"""From uint8 images to normalised floats: for evaluation, and with augmentation for training."""
+"""From images or counts of events to normalised floats: as they are, or varied for training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikeformers.data._events import picture
 from spikeformers.data._timm import import_timm
 from spikeformers.data._torchvision import _torchvision
+from spikeformers.data._vary_events import vary_events
 from spikeformers.errors import InputError
 
 
@@ -21,15 +23,18 @@ class Preprocess:
     `y = (resize(x) / 255 - mean) / std`. The short side is resized to `image_size / crop`
     (bilinear, with antialiasing), then the centre is cut out. It works on one image and on a batch.
 
+    Counts of events are not scaled: `y = (resize(x) - mean) / std`, with mean counts per pixel.
+
     Args:
         image_size: Side `S` of the square result, in pixels.
-        mean: Mean of each channel, for values in 0..1.
-        std: Standard deviation of each channel, for values in 0..1.
-        channels: Number of channels `C`.
+        mean: Mean of each channel, for values in 0..1 or counts.
+        std: Standard deviation of each channel, for values in 0..1 or counts.
+        channels: Number of channels `C`; with 2 they are counts of darker and brighter events.
         crop: Share of the resized short side that is kept, in (0, 1]; ImageNet's habit is 0.875.
 
     Shape:
-        uint8 `[C, H, W]` -> float32 `[C, S, S]`, or with a batch axis `[B, ...]` in front of both.
+        uint8 `[C, H, W]` -> float32 `[C, S, S]`, or with a batch axis `[B, ...]` in front of both;
+        float32 `[T, 2, H, W]` -> float32 `[T, 2, S, S]` for frames of events.
 
     Raises:
         InputError: If an argument does not fit `channels`, or an image is not as described.
@@ -58,6 +63,7 @@ class Preprocess:
         self.image_size = image_size
         self.short_side = round(image_size / crop)
         self.channels = channels
+        self.of_events = channels == 2
         self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
 
@@ -66,13 +72,12 @@ class Preprocess:
         return self.normalise(self.resize(images))
 
     def resize(self, images: Tensor) -> Tensor:
-        """Return float32 images of the final size with values in 0..1."""
-        self.check(images)
+        """Return float32 images of the final size, with values in 0..1 or counts."""
+        pixels = self.scale(images)
         size = self.image_size
         height, width = images.shape[-2:]
         side, short = self.short_side, min(height, width)
         resized = (side * height // short, side * width // short)
-        pixels = images / 255
         if resized != (height, width):
             batch = pixels if pixels.ndim == 4 else pixels[None]
             batch = F.interpolate(batch, resized, mode="bilinear", antialias=True)
@@ -82,8 +87,19 @@ class Preprocess:
         top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
         return pixels[..., top : top + size, left : left + size]
 
-    def check(self, images: Tensor) -> None:
-        """Raise `InputError` if images are not uint8 with the right channels."""
+    def scale(self, images: Tensor) -> Tensor:
+        """Return float32 images with values in 0..1; counts stay as they are.
+
+        Raises:
+            InputError: If images are not uint8, or frames not float32, with the right channels.
+        """
+        if self.of_events:
+            if images.dtype != torch.float32 or images.ndim != 4 or images.shape[1] != 2:
+                raise InputError(
+                    f"frames is {images.dtype} {list(images.shape)}, expected float32 counts of "
+                    "events [T, 2, H, W]: open the recording with load_dataset or read_recording"
+                )
+            return images
         if images.dtype != torch.uint8 or images.ndim not in (3, 4):
             raise InputError(
                 f"images is {images.dtype} {list(images.shape)}, expected uint8 [C, H, W] or "
@@ -94,10 +110,20 @@ class Preprocess:
                 f"images has {images.shape[-3]} channels, expected {self.channels}: read the file "
                 f"with read_image(path, channels={self.channels})"
             )
+        return images / 255
 
     def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation."""
         return (images - self.mean) / self.std
+
+    def picture(self, images: Tensor) -> Tensor:
+        """Return resized images, or frames as pictures, for a person to look at.
+
+        Shape:
+            `[..., C, S, S]` -> uint8 `[..., C, S, S]`; `[..., T, 2, S, S]` -> uint8
+            `[..., 3, S, S]`.
+        """
+        return picture(images) if self.of_events else (255 * images).round().to(torch.uint8)
 
 
 Change = Callable[[Tensor], Tensor]
@@ -105,6 +131,7 @@ Change = Callable[[Tensor], Tensor]
 # timm itself passes over most of what it does not know.
 _TIMM_POLICY = re.compile(
     r"rand(-(m\d+|n\d|p[01](\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*"
+    r"|original(-mstd\d+(\.\d+)?)?"
 )
 
 
@@ -120,20 +147,23 @@ class Augment:
         rotate: Rotate by up to so many degrees to either side.
         translate: Shift by up to this fraction of the size, in both directions.
         scale: Enlarge or shrink by up to this fraction.
-        rand_augment_ops: Number of RandAugment operations per image.
+        rand_augment_ops: Number of RandAugment operations per image; of `vary_events` for events.
         rand_augment_magnitude: Their strength, 0 to 30.
         timm_augment: Instead of those: a policy of timm's RandAugment, for example
-            "rand-m9-mstd0.5-inc1".
-        random_erasing: Chance of filling a rectangle of 2 to 33 % of the area with noise.
+            "rand-m9-mstd0.5-inc1"; or "original", its AutoAugment.
+        random_erasing: Chance of filling a rectangle of 2 to 33 % of the area with noise; where
+            events are counted, with none.
 
     Shape:
-        uint8 `[C, H, W]` -> float32 `[C, S, S]`.
+        uint8 `[C, H, W]` -> float32 `[C, S, S]`; float32 `[T, 2, H, W]` -> float32 `[T, 2, S, S]`
+        for events, all frames changed alike.
 
     Raises:
         InputError: If a number is out of its range.
         MissingExtraError: If a change is switched on and torchvision or timm is not installed.
 
     References:
+        AutoAugment: Cubuk et al., CVPR 2019, arXiv:1805.09501;
         RandAugment: Cubuk et al., NeurIPS 2020, arXiv:1909.13719;
         random erasing: Zhong et al., AAAI 2020, arXiv:1708.04896.
     """
@@ -203,7 +233,9 @@ class Augment:
             changes.append(_v2().RandomHorizontalFlip())
         if self.rotate or self.translate or self.scale:
             changes.append(_random_affine(self.rotate, self.translate, self.scale))
-        if self.rand_augment_ops:
+        if self.rand_augment_ops and self.preprocess.of_events:
+            changes.append(vary_events(self.rand_augment_ops, self.rand_augment_magnitude))
+        elif self.rand_augment_ops:
             rand_augment = _v2().RandAugment(
                 self.rand_augment_ops,
                 self.rand_augment_magnitude,
@@ -212,9 +244,12 @@ class Augment:
             changes.append(rand_augment)
         if self.timm_augment is not None:
             changes.append(_timm_augment(self.timm_augment, self.preprocess))
+        self._erase: Change | None = None
+        if self.random_erasing and self.preprocess.of_events:
+            changes.append(_v2().RandomErasing(self.random_erasing))
+        elif self.random_erasing:
+            self._erase = _v2().RandomErasing(self.random_erasing, value="random")
         self._changes = changes
-        erase = self.random_erasing and _v2().RandomErasing(self.random_erasing, value="random")
-        self._erase: Change | None = erase or None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what `_build` makes: a fresh worker process makes it anew."""
@@ -248,9 +283,9 @@ def _random_resized_crop(preprocess: Preprocess, least: float) -> Change:
     crop = _v2().RandomResizedCrop(preprocess.image_size, scale=(least, 1), antialias=True)
 
     def change(image: Tensor) -> Tensor:
-        preprocess.check(image)
+        # Cutting first is several times faster than scaling a large image first.
         cut: Tensor = crop(image)
-        return cut / 255
+        return preprocess.scale(cut)
 
     return change
 
@@ -259,16 +294,19 @@ def _timm_augment(policy: str, preprocess: Preprocess) -> Change:
     if not _TIMM_POLICY.fullmatch(policy):
         raise InputError(
             f"timm_augment={policy!r} is no policy of timm's RandAugment, expected for example "
-            "'rand-m9-mstd0.5-inc1'"
+            "'rand-m9-mstd0.5-inc1', or 'original' for its AutoAugment"
         )
     if preprocess.channels != 3:
         raise InputError(
             f"timm_augment={policy!r} works on RGB, but the images have {preprocess.channels} "
-            "channel: use rand_augment_ops"
+            f"channel{'s' * (preprocess.channels > 1)}: use rand_augment_ops"
         )
     fill = tuple(round(255 * mean) for mean in preprocess.mean.flatten().tolist())
     options = {"img_mean": fill, "translate_const": int(0.45 * preprocess.image_size)}
-    augment = import_timm().data.auto_augment.rand_augment_transform(policy, options)
+    known = import_timm().data.auto_augment
+    automatic = policy.startswith("original")
+    make = known.auto_augment_transform if automatic else known.rand_augment_transform
+    augment = make(policy, options)
     functional = _v2().functional
 
     def change(image: Tensor) -> Tensor:

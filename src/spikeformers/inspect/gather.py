@@ -11,7 +11,7 @@
     rasters[]    layer, neurons (flat indices), array: bool [neurons, T], of the first sample
     traces[]     layer, neurons, spikes, after, before, threshold: names of arrays, of the first
                  sample; before and threshold are null where the neuron has no LIF equation
-    NPZ          images: uint8 [samples, C, H, W], and the arrays above
+    NPZ          images: uint8 [samples, C, H, W], pictures of them, and the arrays above
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def gather(
     folder: str | Path,
     *,
     encode: Encode,
+    picture: Encode | None = None,
 ) -> None:
     """Run a model on a batch, choose samples worth showing and save what there is to see.
 
@@ -57,17 +58,19 @@ def gather(
 
     Args:
         model: `[T, B, C, H, W]` -> per-step logits `[T, B, K]`, with a `readout` over time.
-        images: Samples as a person sees them, uint8 `[B, C, H, W]`, grey or RGB. With several
-            hundred there are mistakes among them.
+        images: Samples as a person sees them, uint8 `[B, C, H, W]`, grey or RGB; or any others,
+            with `picture`. With several hundred there are mistakes among them.
         labels: True classes `[B]`.
         classes: Names of the `K` classes.
         folder: Where `inspect.json` and `inspect.npz` go; made if missing.
         encode: Turns such images into the model's input `[T, B, C, H, W]`, on its device.
+        picture: Turns them into what a person sees, if they are not that already.
 
     Raises:
         InputError: The images, labels, classes and encoding do not fit together.
     """
-    _check(images, labels, classes)
+    shows = picture or _unchanged
+    _check(shows(images[:1]), len(images), labels, classes)
     labels = labels.cpu()
     with evaluating(model):
         scores, layers, maps = _run(model, images, len(classes), encode)
@@ -78,7 +81,7 @@ def gather(
 
     for i, values in enumerate(maps.values()):
         arrays[f"attention_{i}"] = values[shown].numpy()
-    arrays["images"] = images[shown].cpu().numpy()
+    arrays["images"] = shows(images[shown]).cpu().numpy()
     facts |= {
         "timesteps": len(scores),
         "classes": [str(name) for name in classes],
@@ -92,15 +95,19 @@ def gather(
     _save(Path(folder), facts, arrays)
 
 
-def _check(images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+def _unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+def _check(images: Tensor, count: int, labels: Tensor, classes: Sequence[str]) -> None:
     if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
         raise InputError(
             f"images is {images.dtype} {list(images.shape)}, expected uint8 [B, 1 or 3, H, W]: "
             "pass the pictures from before normalisation and encoding"
         )
-    if not len(images) == len(labels) > 0:
+    if not count == len(labels) > 0:
         raise InputError(
-            f"there are {len(images)} images and {len(labels)} labels: pass one label per image"
+            f"there are {count} images and {len(labels)} labels: pass one label per image"
         )
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise InputError(

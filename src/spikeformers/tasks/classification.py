@@ -1,4 +1,4 @@
-"""Classification: encode images into time, read scores out over time, cross entropy, accuracy."""
+"""Classification: encode into time, read scores out over time, cross entropy, accuracy."""
 
 from typing import Any, Protocol
 
@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikeformers.data import direct
-from spikeformers.tasks.objectives import CrossEntropy, Distillation, Objective
+from spikeformers.data import over_time
+from spikeformers.tasks.objectives import (
+    CrossEntropy,
+    Distillation,
+    Objective,
+    SurrogateAgreement,
+)
 from spikeformers.types import Outputs
 
 
@@ -24,13 +29,15 @@ class Model(Protocol):
 
 
 class Classification:
-    """The task of naming the class of an image.
+    """The task of naming the class of an image or a recording.
 
     Args:
-        timesteps: How often the image is shown, T.
+        timesteps: How often an image is shown, or how many frames a recording has, T.
         objective: What the scores are trained towards.
         distillation: A teacher whose answers are learned beside the labels: by the model's head
             "kd" if it has one, else by its only head.
+        surrogates: How the further heads agree with the main one beside learning the labels.
+        ponder: Price of the cost that a model whose tokens halt returns beside its scores.
     """
 
     def __init__(
@@ -38,10 +45,14 @@ class Classification:
         timesteps: int,
         objective: Objective | None = None,
         distillation: Distillation | None = None,
+        surrogates: SurrogateAgreement | None = None,
+        ponder: float = 0.0,
     ) -> None:
         self.timesteps = timesteps
         self.objective = objective or CrossEntropy()
         self.distillation = distillation
+        self.surrogates = surrogates
+        self.ponder = ponder
 
     def step(self, model: Model, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the loss to optimise and what is worth logging.
@@ -50,17 +61,23 @@ class Classification:
 
         Args:
             model: In training mode.
-            images: `[B, C, H, W]`.
+            images: `[B, C, H, W]`, or frames `[B, T, C, H, W]`.
             targets: Classes `[B]`, or probabilities `[B, K]` where images were mixed.
         """
-        y = model(direct(images, self.timesteps))
+        y = model(over_time(images, self.timesteps))
         heads = {"logits": y.logits, **y.aux} if isinstance(y, Outputs) else {"logits": y}
+        cost = heads.pop("ponder", None)
         taught = heads.pop("kd", heads["logits"]) if self.distillation else None
         losses = [self.objective(head, model.readout, targets) for head in heads.values()]
         loss = torch.stack(losses).mean()
+        if self.surrogates:
+            agreement = self.surrogates([model.readout(head) for head in heads.values()])
+            loss = torch.lerp(loss, agreement, self.surrogates.weight)
         if self.distillation and taught is not None:
             agreement = self.distillation(model.readout(taught), images)
             loss = torch.lerp(loss, agreement, self.distillation.weight)
+        if cost is not None:
+            loss = loss + self.ponder * cost
         classes = targets if targets.ndim == 1 else targets.argmax(1)
         hits = (model.readout(heads["logits"]).argmax(1) == classes).sum()
         return {"loss": loss, "hits": hits.detach()}
@@ -71,9 +88,9 @@ class Classification:
 
         Args:
             model: In eval mode.
-            images: `[B, C, H, W]`.
+            images: `[B, C, H, W]`, or frames `[B, T, C, H, W]`.
         """
-        y = model(direct(images, self.timesteps)).float()
+        y = model(over_time(images, self.timesteps)).float()
         return torch.stack([model.readout(y[: t + 1]) for t in range(len(y))])
 
     def metric(self, num_classes: int) -> "Accuracy":

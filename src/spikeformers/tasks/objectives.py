@@ -1,6 +1,6 @@
 """What per-step scores `[T, B, K]` are trained towards: labels, and a teacher's answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -72,7 +72,8 @@ class Distillation:
     both softened by the temperature tau.
 
     Args:
-        teacher: Images `[B, C, H, W]`, as the student gets them, -> scores `[B, K]`.
+        teacher: Images `[B, C, H, W]` or frames `[B, T, C, H, W]`, as the student gets them, ->
+            scores `[B, K]`.
         kind: "hard" or "soft".
         weight: Share of the teacher in the loss, in [0, 1].
         temperature: The tau of `soft`.
@@ -105,9 +106,43 @@ class Distillation:
             return F.cross_entropy(wide(scores), answers.argmax(1))
         tau = self.temperature
         student, target = (wide(s).div(tau).log_softmax(1) for s in (scores, answers))
-        return tau**2 * F.kl_div(
-            student, target.to(student.dtype), reduction="batchmean", log_target=True
-        )
+        return tau**2 * _divergence(target.to(student.dtype), student)
+
+
+class SurrogateAgreement:
+    """Agreement of the main head with surrogate modules, classifiers that read earlier maps.
+
+    `mean_i [KL(p_i || p_0) + KL(p_0 || p_i)]` for the main head's probabilities `p_0` and those of
+    the surrogate modules, `p_1, p_2, ...`, all softened by the temperature. The first distribution
+    of each divergence is a target and has no gradient.
+
+    Args:
+        weight: Share of the agreement in the loss, in [0, 1]; 0.333 in STMixer.
+        temperature: Softens the scores, above 0.
+
+    References:
+        Deng et al., "Surrogate Module Learning", ICML 2023; STMixer's code, NeurIPS 2024.
+    """
+
+    def __init__(self, weight: float, temperature: float = 3.0) -> None:
+        self.weight = weight
+        self.temperature = temperature
+
+    def __call__(self, scores: Sequence[Tensor]) -> Tensor:
+        """Return the loss of the scores `[B, K]` of all heads, the main one first."""
+        if len(scores) < 2:
+            raise InputError(
+                "the model has no surrogate modules that could agree: create it with "
+                "surrogates=True, or leave the agreement out"
+            )
+        main, *others = (wide(s).div(self.temperature).log_softmax(1) for s in scores)
+        terms = [_divergence(p, main) + _divergence(main, p) for p in others]
+        return torch.stack(terms).mean()
+
+
+def _divergence(target: Tensor, learner: Tensor) -> Tensor:
+    """Return `KL(target || learner)` of logarithms of probabilities `[B, K]`."""
+    return F.kl_div(learner, target.detach(), reduction="batchmean", log_target=True)
 
 
 def wide(scores: Tensor) -> Tensor:
