@@ -57,6 +57,37 @@ def test_eval_prints_the_json_alone_and_agrees_with_the_metrics(run: Path, capsy
     assert moved["images"] == 10
 
 
+@pytest.mark.slow
+def test_compare_writes_a_table_and_a_page(run: Path, tmp_path: Path, capsys: Output) -> None:
+    out, models = tmp_path / "out", ["meta_spikeformer_tiny", str(run / "best.safetensors")]
+    small = [word for word in SMALL if not word.startswith("model.")]
+    verb = ["compare", *models, *small, "--data", str(run.parent / "idx"), "--recipe", "mnist"]
+    facts = ask([*verb, "--epochs", "1", "-o", str(out)], capsys)
+    assert json.loads((out / "compare.json").read_text()) == facts
+    ours, measured = facts["rows"]
+    assert ours["train_memory_mib"] > 50 and measured["train_memory_mib"] is None
+    assert measured["top1"] == json.loads((run / "metrics.json").read_text())["top1"]
+    # Done is done; the page is written again, also by its own verb.
+    (out / "compare.html").unlink()
+    assert main([*verb, "--epochs", "1", "-o", str(out)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 4 and f"{ours['top1']:.2f}" in table[1].split()
+    assert ask(["report", str(out)], capsys) == {"report": str(out / "compare.html")}
+
+
+def test_compare_exits_with_one_where_a_model_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output
+) -> None:
+    def failing(*_: object, **__: object) -> dict:
+        row = {"model": "a", "top1": None, "error": "the loss became nan"}
+        return {"rows": [row]}
+
+    monkeypatch.setattr("spikeformers.train.compare", failing)
+    monkeypatch.setattr("spikeformers.report.write_comparison", lambda _: tmp_path / "page")
+    assert main(["compare", "a", "--recipe", "digits"]) == 1
+    assert "a: the loss became nan" in capsys.readouterr().out
+
+
 def test_predict_names_three_classes_for_each_image(
     run: Path, tmp_path: Path, capsys: Output
 ) -> None:
@@ -100,6 +131,7 @@ def test_every_verb_explains_itself(capsys: Output) -> None:
     for verb in [
         "train",
         "eval",
+        "compare",
         "predict",
         "list",
         "info",
@@ -192,6 +224,9 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         (["eval", str(truncated)], "is damaged"),
         (["eval", str(foreign)], "was not written by spikeformers"),
         (["eval", best, "train.seed=1"], "data.root=FOLDER only"),
+        (["compare", "meta_spikeformer_xs32"], "there is no --data: name one with --recipe"),
+        (["compare", "xs32", "--data", str(tmp_path)], "no recipe is named like the folder"),
+        (["compare", "meta_spikeformer_xs3", "--recipe", "digits"], "did you mean"),
         (["predict", best, str(text)], "cannot read the image"),
         (["predict", best, str(tmp_path / "none.png")], "there is no image file"),
         (["info", "meta_spikeformer_16m"], "did you mean"),

@@ -1,13 +1,14 @@
-"""Replayed potentials are those of the run that they replay."""
+"""Replayed potentials are those of the run that they replay, and spikes are counted once."""
 
 from functools import partial
 
 import pytest
 import torch
 
-from spikeformers.analysis.firing import potentials
+from spikeformers.analysis.firing import count_spikes, potentials, record_spikes
+from spikeformers.models import create_model
 from spikeformers.neurons import IF, LIF, PLIF, AcrossBatch, LearnedThresholdLIF, Neuron
-from tests.helpers import assert_same, randn
+from tests.helpers import assert_same, enliven, randn
 
 
 class PerChannel(LIF):
@@ -55,3 +56,16 @@ def test_of_other_neurons_only_the_returned_membrane_is_known(neuron: Neuron):
     assert found.before is None and found.threshold is None
     assert found.after.shape == x.shape
     assert_same(found.after[2], neuron.fire(x[:3])[1])
+
+
+def test_the_mean_rate_is_weighed_by_neurons():
+    model = enliven(create_model("meta_spikeformer_tiny")).eval()
+    x = randn(3, 2, 3, 32, 32)
+    with torch.no_grad(), record_spikes(model) as spikes:
+        model(x)
+    with torch.no_grad(), count_spikes(model) as counts:
+        model(x)
+        model(x)
+    every = torch.cat([s.flatten() for s in spikes.values()])
+    assert len({s.numel() for s in spikes.values()}) > 1
+    assert counts.tolist() == [2 * every.sum().item(), 2 * every.numel()]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spikeformers.errors import ConfigError, DataError
+from spikeformers.errors import ConfigError, DataError, InputError
 from spikeformers.layers import Trunk
 from spikeformers.models import load_model, read_checkpoint
 from spikeformers.train import Recipe, fit
@@ -129,6 +129,17 @@ def test_options_train_and_change_the_weights(small: Small, tmp_path: Path, over
     changed = weights_of(small("train.epochs=1", override, f"out={tmp_path / 'changed'}"))
     key = "model.stages.0.embed.conv.conv.weight"
     assert changed[key].isfinite().all() and not torch.equal(plain[key], changed[key])
+
+
+def test_surrogate_modules_agree_with_the_main_head(small: Small, tmp_path: Path) -> None:
+    mixer = "model.overrides={image_size: [16, 16], strides: [1, 1, 1, 2, 2], surrogates: true}"
+    settings = ("model.name=stmixer_tiny", mixer, "train.epochs=1")
+    plain = weights_of(small(*settings, f"out={tmp_path / 'plain'}"))
+    agreed = weights_of(small(*settings, "train.sml=0.333", f"out={tmp_path / 'agreed'}"))
+    for key in ("model.head.linear.weight", "model.head.surrogates.0.head.linear.weight"):
+        assert agreed[key].isfinite().all() and not torch.equal(plain[key], agreed[key])
+    with pytest.raises(InputError, match="the model has no surrogate modules"):
+        fit(small("train.sml=0.333", f"out={tmp_path / 'none'}"))
 
 
 def test_tensorboard_lies_beside_the_log(small: Small) -> None:

@@ -3,7 +3,12 @@
 from spikeformers.analysis.alphabet import interpret
 from spikeformers.analysis.audit import Report, Row, audit
 from spikeformers.analysis.capture import Graph, capture
-from spikeformers.analysis.firing import evaluating, firing_rates, record_spikes
+from spikeformers.analysis.firing import (
+    count_spikes,
+    evaluating,
+    firing_rates,
+    record_spikes,
+)
 
 __all__ = [
     "Graph",
@@ -11,6 +16,7 @@ __all__ = [
     "Row",
     "audit",
     "capture",
+    "count_spikes",
     "evaluating",
     "firing_rates",
     "interpret",

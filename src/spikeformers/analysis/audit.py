@@ -295,6 +295,7 @@ def _scales_with_threshold(neuron: Node, current: Node) -> bool:
     """Whether a factor of the current is the same as a divisor of the threshold: `c h` for `h`."""
     names = [argument.name for argument in neuron.target._schema.arguments]  # type: ignore[union-attr]
     arguments = {**dict(zip(names, neuron.args, strict=False)), **neuron.kwargs}
-    is_at_rest_0 = arguments.get("v0") is None and arguments.get("v_reset", 1) in (0.0, None)
+    is_at_rest_0 = arguments.get("v0") is None and arguments.get("v_reset") in (0.0, None)
     reads_spikes_only = all(user.args[1:] in ((), (0,)) for user in neuron.users)
-    return arguments["x"] is current and is_at_rest_0 and reads_spikes_only
+    has_threshold = "v_threshold" in arguments
+    return arguments["x"] is current and has_threshold and is_at_rest_0 and reads_spikes_only

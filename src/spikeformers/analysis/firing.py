@@ -92,6 +92,27 @@ def firing_rates(model: nn.Module, x: Tensor) -> dict[str, list[float]]:
     return {name: rates[name] for name, _ in model.named_modules() if name in rates}
 
 
+@contextmanager
+def count_spikes(model: nn.Module) -> Iterator[Tensor]:
+    """Count what all neurons of a model emit inside the `with` block.
+
+    Args:
+        model: Any module that holds neurons.
+
+    Yields:
+        Two sums that grow, float64 `[2]`: spikes, and neurons * T. The first over the second is the
+        mean firing rate of the model.
+    """
+    counts = torch.zeros(2, dtype=torch.float64)
+
+    def add(_name: str, _neuron: Neuron, _current: Tensor, spikes: Tensor) -> None:
+        emitted = spikes.sum(dtype=torch.float64).item()
+        counts.add_(torch.tensor([emitted, spikes.numel()], dtype=torch.float64))
+
+    with watching(model, add):
+        yield counts
+
+
 @torch.no_grad()
 def potentials(neuron: Neuron, current: Tensor) -> Potentials:
     """Replay a layer of neurons from rest and return its membrane at every step.

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result, text = args.run(args)
         if ranks.is_first:
             print(json.dumps(result, indent=2) if args.json else text)
-        return int(result.get("verdict") == "below") if isinstance(result, dict) else 0
+        return int(_is_negative(result))
     except StoppedError as error:
         return _fail(str(error), 128 + error.signal)
     except SpikeformersError as error:
@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"cannot write or read{where}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; training goes on from its last checkpoint", 130)
+
+
+def _is_negative(result: Any) -> bool:
+    return isinstance(result, dict) and (result.get("verdict") == "below" or "failed" in result)
 
 
 def _fail(message: str, code: int) -> int:
@@ -119,13 +123,53 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(sub)
 
     sub = verb(
+        "compare",
+        verbs.compare,
+        "Train or evaluate several models under one budget on the same data (exit code 1: one "
+        "failed)",
+        "spikeformers compare meta_spikeformer_xs32 meta_spikeformer_s32 "
+        "--data data/fashion_mnist --minutes 10 train.seed=1",
+    )
+    sub.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="names that `spikeformers list` shows, or checkpoints, which are only measured",
+    )
+    sub.add_argument("--data", metavar="DIR", help="the folder of the data, as data.root=DIR")
+    sub.add_argument(
+        "--recipe", help="every setting but the model: a name or a YAML file (named like DIR)"
+    )
+    budget = sub.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--minutes",
+        type=float,
+        help="of training for each model: as many epochs as fit, with the whole schedule",
+    )
+    budget.add_argument("--epochs", type=int, help="for each model, instead (the recipe's)")
+    sub.add_argument(
+        "-o",
+        "--output",
+        default="runs/compare",
+        metavar="FOLDER",
+        help="for compare.json, compare.html and the runs (runs/compare); repeated, it goes on",
+    )
+    sub.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="recipe keys to change, for all models: train.seed=1 train.batch_size=32",
+    )
+    _add_device(sub)
+
+    sub = verb(
         "predict",
         verbs.predict,
         "Name what image files show",
         "spikeformers predict runs/digits/best.safetensors seven.png",
     )
     sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="images or recordings")
 
     sub = verb("list", verbs.list_models, "List models", "spikeformers list 'meta_spikeformer*'")
     sub.add_argument("pattern", nargs="?", default="*", help="shell pattern")
@@ -169,10 +213,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb(
         "report",
         verbs.write_report,
-        "Write report.html of a run",
+        "Write report.html of a run, or compare.html of a comparison",
         "spikeformers report runs/digits",
     )
-    sub.add_argument("run_folder", metavar="RUN", help="the folder that training wrote")
+    sub.add_argument("run_folder", metavar="RUN", help="the folder that train or compare wrote")
 
     sub = verb(
         "share",

@@ -18,6 +18,9 @@ from spikeformers.tasks import Classification
 CANDIDATES = 400
 """Test images among which the report finds mistakes worth showing."""
 
+EVENT_CANDIDATES = 100
+"""The same for recordings of events: each is as many frames as the model has steps."""
+
 Result = tuple[Any, str]
 """The facts as plain data, and the same for people."""
 
@@ -39,28 +42,30 @@ def _report_of(folder: Path) -> Path:
     """Gather what there is to see of the best checkpoint and write the page."""
     model, recipe, progress = train.load_trained(folder / "best.safetensors")
     model.float()
-    test_set = data.load_dataset(recipe.data.name, recipe.data.root, "test")
+    timesteps = recipe.train.timesteps
+    test_set = data.load_dataset(recipe.data.name, recipe.data.root, "test", timesteps)
     preprocess = train.preprocessing(recipe.data, test_set.channels)
     samples = _some(test_set, recipe.data.unreadable == "skip")
-    pixels = torch.stack([preprocess.resize(image) for image, _ in samples])
+    seen = torch.stack([preprocess.resize(image) for image, _ in samples])
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        return data.direct(preprocess.normalise(images / 255), recipe.train.timesteps)
+        return data.over_time(preprocess.normalise(images), timesteps)
 
     inspect.gather(
         model,
-        (pixels * 255).round().to(torch.uint8),
+        seen,
         torch.tensor([label for _, label in samples]),
         progress["classes"],
         folder,
         encode=encode,
+        picture=preprocess.picture,
     )
     return report.write_report(folder)
 
 
 def _some(test_set: data.ImageDataset, skips: bool) -> list[tuple[torch.Tensor, int]]:
     """Return images from the whole length of a set, which may be sorted by class."""
-    count = min(CANDIDATES, len(test_set))
+    count = min(EVENT_CANDIDATES if test_set.channels == 2 else CANDIDATES, len(test_set))
     samples = []
     for i in range(count):
         try:
@@ -77,9 +82,12 @@ def evaluate(args: argparse.Namespace) -> Result:
     if set(options) - {"data.root"}:
         raise ConfigError(f"eval takes data.root=FOLDER only, got {', '.join(options)}")
     figures = train.evaluate_checkpoint(args.checkpoint, options.get("data.root"), args.device)
+    rate = (
+        "" if figures["firing_rate"] is None else f"; neurons fire at {figures['firing_rate']:.1%}"
+    )
     return figures, (
         f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} % "
-        f"on {figures['images']} images of {figures['data']}"
+        f"on {figures['images']} images of {figures['data']}{rate}"
     )
 
 
@@ -102,6 +110,49 @@ def verify(args: argparse.Namespace) -> Result:
     return facts, f"{facts['verdict']}: top-1 {facts['top1']:.2f} %, expected {claim}"
 
 
+def compare(args: argparse.Namespace) -> Result:
+    """Compare models, and write the page."""
+    models = [word for word in args.models if "=" not in word]
+    overrides = [word for word in [*args.models, *args.overrides] if "=" in word]
+    facts = train.compare(
+        models,
+        args.recipe or _recipe_named_like(args.data),
+        args.output,
+        overrides=overrides if args.data is None else [f"data.root={args.data}", *overrides],
+        minutes=args.minutes,
+        epochs=args.epochs,
+        device=args.device,
+    )
+    page = report.write_comparison(args.output)
+    failed = {row["model"]: row["error"] for row in facts["rows"] if row["error"]}
+    lines = [_aligned(report.comparison_table(facts))]
+    lines += [f"{model}: {error}" for model, error in failed.items()]
+    return facts | ({"failed": list(failed)} if failed else {}), "\n".join(
+        [*lines, f"report: {page}"]
+    )
+
+
+def _recipe_named_like(folder: str | None) -> str:
+    name = "" if folder is None else Path(folder).resolve().name.lower().replace("-", "_")
+    known = train.list_recipes()
+    if name not in known:
+        which = f"no recipe is named like the folder {folder}" if folder else "there is no --data"
+        raise ConfigError(f"{which}: name one with --recipe, for example {', '.join(known)}")
+    return name
+
+
+def _aligned(table: list[list[str]]) -> str:
+    """Write a table in columns, texts to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    )
+
+
 def predict(args: argparse.Namespace) -> Result:
     """Name what images show."""
     model, recipe, progress = train.load_trained(args.checkpoint)
@@ -110,7 +161,10 @@ def predict(args: argparse.Namespace) -> Result:
     task = Classification(recipe.train.timesteps)
     rows = []
     for path in args.images:
-        image = preprocess(data.read_image(path, recipe.model.in_channels))
+        if preprocess.of_events:
+            image = preprocess(data.read_recording(recipe.data.name, path, task.timesteps))
+        else:
+            image = preprocess(data.read_image(path, recipe.model.in_channels))
         chances = task.predict(model, image[None])[-1, 0].softmax(0)
         best = chances.topk(min(3, len(chances)))
         rows.append(
@@ -197,8 +251,10 @@ def convert(args: argparse.Namespace) -> Result:
 
 
 def write_report(args: argparse.Namespace) -> Result:
-    """Write the page of a run."""
-    page = str(_report_of(Path(args.run_folder)))
+    """Write the page of a run, or of a comparison."""
+    folder = Path(args.run_folder)
+    is_comparison = (folder / "compare.json").exists()
+    page = str(report.write_comparison(folder) if is_comparison else _report_of(folder))
     return {"report": page}, page
 
 

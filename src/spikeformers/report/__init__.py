@@ -1,5 +1,6 @@
-"""A finished run as one HTML page, made from its saved files only, so old runs can be redrawn."""
+"""Finished runs as HTML pages, made from their saved files only, so old runs can be redrawn."""
 
+from spikeformers.report.comparison import comparison_table, write_comparison
 from spikeformers.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["comparison_table", "write_comparison", "write_report"]

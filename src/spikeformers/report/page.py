@@ -5,10 +5,10 @@ The header is written here, what stands below it in `sections.py`.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from spikeformers.report import samples, tables
+from spikeformers.report.document import document, write_page
 from spikeformers.report.markup import Markup, join, tag
 from spikeformers.report.run import Run, read_run
 from spikeformers.report.sections import SECTIONS
@@ -31,37 +31,17 @@ def write_report(folder: str | Path) -> Path:
         MissingExtraError: matplotlib is not installed.
     """
     folder = Path(folder)
-    page = _page(read_run(folder))
-    path = folder / "report.html"
-    # Renamed over the old page, so that a browser never loads half a page.
-    draft = folder / f".report.html.{os.getpid()}"
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return write_page(folder / "report.html", _page(read_run(folder)))
 
 
 def _page(run: Run) -> str:
     name = run.metrics.get("model") or run.start.get("model") or "unnamed model"
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        # An empty icon keeps browsers from asking a server for one.
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"{name} · run report"),
-        tag("style", Markup(style)),
-    )
     links = (tag("a", title, href=f"#{_anchor(title)}") for title, _ in SECTIONS)
     sections = (
         tag("section", tag("h2", title), write(run), id=_anchor(title)) for title, write in SECTIONS
     )
-    body = tag("body", _header(run, name), tag("nav", *links), tag("main", *sections))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    header, nav, main = _header(run, name), tag("nav", *links), tag("main", *sections)
+    return document(f"{name} · run report", header, nav, main)
 
 
 def _header(run: Run, name: str) -> Markup:

@@ -78,6 +78,15 @@ class Curve:
         return [x for x, _ in known], [y for _, y in known]
 
 
+@dataclass(frozen=True)
+class Point:
+    """One point of a scatter plot."""
+
+    label: str
+    x: float
+    y: float
+
+
 def curves(
     title: str, curves: Sequence[Curve], *, x: str, y: str, numbered: bool = False
 ) -> Markup:
@@ -110,6 +119,50 @@ def curves(
             axes.legend(loc="lower right")
 
     return _draw(title, paint, width=3.6, height=2.3)
+
+
+def scatter(title: str, points: Sequence[Point], *, x: str, y: str) -> Markup:
+    """Draw labelled points; the horizontal axis is logarithmic where it spans more than a decade.
+
+    Args:
+        title: What the plot shows, for readers who do not see it.
+        points: At least one.
+        x: Name and unit of the horizontal axis.
+        y: Name and unit of the vertical axis.
+    """
+    mpl = _matplotlib()
+    xs = [point.x for point in points]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(xs, [point.y for point in points], "o", color=HELD_OUT, markersize=5)
+        for point in points:
+            axes.annotate(
+                point.label,
+                (point.x, point.y),
+                xytext=(4, 3),
+                textcoords="offset points",
+                color=MUTED,
+            )
+        axes.set(xlabel=x, ylabel=y)
+        if min(xs) > 0 and max(xs) > 10 * min(xs):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+        axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(_short))
+        axes.margins(x=0.12, y=0.16)
+
+    return _draw(title, paint, width=3.6, height=2.6)
+
+
+def _short(value: float, _position: int) -> str:
+    """Write 2400000 as 2.4M: a tick has no room for zeros."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def raster(title: str, spikes: np.ndarray) -> Markup:

@@ -51,10 +51,10 @@ def read_run(folder: Path) -> Run:
             raise DataError(f"{folder} has no {name}: {maker} the model into this folder first")
 
     log = _read_log(folder / "log.jsonl")
-    metrics = _read_json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     if not all((folder / name).is_file() for name in ("inspect.json", "inspect.npz")):
         return Run(*log, metrics)
-    inspection = _read_json(folder / "inspect.json")
+    inspection = read_json(folder / "inspect.json")
     return Run(*log, metrics, inspection, _read_npz(folder / "inspect.npz"))
 
 
@@ -82,7 +82,8 @@ def _read_log(path: Path) -> tuple[Facts, list[Facts], list[Facts], int]:
     return start, [epochs[epoch] for epoch in sorted(epochs)], events, unreadable
 
 
-def _read_json(path: Path) -> Facts:
+def read_json(path: Path) -> Facts:
+    """Read a file that holds one JSON object."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Training: recipe -> loop -> checkpoint -> figures."""
 
+from spikeformers.train.compare import compare
 from spikeformers.train.distributed import default_device, is_first_rank, joined
 from spikeformers.train.evaluate import (
     evaluate,
@@ -15,6 +16,7 @@ from spikeformers.train.verify import verify
 
 __all__ = [
     "Recipe",
+    "compare",
     "default_device",
     "environment",
     "evaluate",

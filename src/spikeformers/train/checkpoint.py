@@ -90,10 +90,10 @@ def resume(path: Path, training: Training, recipe: Recipe) -> None:
         CheckpointError: If it is damaged or lacks the optimiser's state.
     """
     tensors, header = read_checkpoint(path)
-    differences = _differences(header.get("recipe", {}), recipe.as_dict())
-    if differences:
+    changed = differences(header.get("recipe", {}), recipe.as_dict())
+    if changed:
         raise ConfigError(
-            f"{path} was made with other settings ({'; '.join(differences[:3])}): "
+            f"{path} was made with other settings ({'; '.join(changed[:3])}): "
             "give the same ones to resume, or another out= to start anew"
         )
     try:
@@ -143,14 +143,15 @@ def _fill_optimizer(training: Training, tensors: Mapping[str, Tensor]) -> None:
         group.update(states.get(f"{_GROUPS}{i}", {}))
 
 
-def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return in words what has changed between two recipes and would change a number."""
     found: list[str] = []
     for key in now:
         name = f"{path}{key}"
         if name == "expected" or name in _FREE:
             continue
         if isinstance(now[key], dict) and isinstance(saved.get(key), dict):
-            found += _differences(saved[key], now[key], f"{name}.")
+            found += differences(saved[key], now[key], f"{name}.")
         elif saved.get(key) != now[key]:
             found.append(f"{name} was {saved.get(key)!r} and is {now[key]!r}")
     return found

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeformers.data import Augment, ImageDataset, Preprocess, direct, epoch_batches, load_dataset
+from spikeformers.analysis import count_spikes
+from spikeformers.data import (
+    Augment,
+    ImageDataset,
+    Preprocess,
+    epoch_batches,
+    load_dataset,
+    over_time,
+)
 from spikeformers.data.loader import Batch, EpochBatches
 from spikeformers.errors import CheckpointError, ConfigError
 from spikeformers.layers import BatchNorm
@@ -74,8 +82,9 @@ def preprocessing(data: DataSection, channels: int) -> Preprocess:
 def augmentation(recipe: Recipe, preprocess: Preprocess) -> Augment:
     """Return the training transform of a recipe."""
     options = dataclasses.asdict(recipe.augment)
-    # These two work on batches; see `data.Mix`.
-    del options["mixup"], options["cutmix"]
+    # These work on batches; see `data.Mix`.
+    for key in ("mixup", "cutmix", "mix_chance", "mix_epochs"):
+        del options[key]
     return Augment(preprocess, **options)
 
 
@@ -88,8 +97,8 @@ def recalibrate(model: Backbone, images: Iterable[Tensor], timesteps: int) -> No
 
     Args:
         model: Left in training mode.
-        images: Batches `[B, C, H, W]`, varied as in training.
-        timesteps: How often an image is shown.
+        images: Batches `[B, C, H, W]`, or frames `[B, T, C, H, W]`, varied as in training.
+        timesteps: How often an image is shown, or how many frames there are.
     """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -97,7 +106,7 @@ def recalibrate(model: Backbone, images: Iterable[Tensor], timesteps: int) -> No
     for count, batch in enumerate(images, start=1):
         for norm in norms:
             norm.momentum = 1 / count
-        model(direct(batch, timesteps))
+        model(over_time(batch, timesteps))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -109,7 +118,7 @@ def evaluate(
 
     Args:
         model: Its training mode is restored.
-        batches: Images `[B, C, H, W]` and labels `[B]`.
+        batches: Images `[B, C, H, W]`, or frames `[B, T, C, H, W]`, and labels `[B]`.
         task: Reads out and counts.
         classes: Number of classes.
         ranks: The processes that share the work.
@@ -146,6 +155,22 @@ def held_out_batches(
     )
 
 
+def open_test_set(
+    recipe: Recipe, root: str | None, ranks: Ranks
+) -> tuple[ImageDataset, EpochBatches]:
+    """Return the test split of a recipe's data and this process' batches of it.
+
+    Args:
+        recipe: Names the data and says how they are prepared.
+        root: Folder of the data, if it is not where the recipe says.
+        ranks: The processes that share the work.
+    """
+    timesteps = recipe.train.timesteps
+    dataset = load_dataset(recipe.data.name, root or recipe.data.root, "test", timesteps)
+    preprocess = preprocessing(recipe.data, dataset.channels)
+    return dataset, held_out_batches(recipe, dataset, preprocess, ranks)
+
+
 def load_trained(path: str | Path) -> tuple[Backbone, Recipe, dict[str, Any]]:
     """Return the model of a training checkpoint, its recipe and how far it has come (`Progress`).
 
@@ -168,16 +193,21 @@ def evaluate_checkpoint(
         path: `best.safetensors` or `last.safetensors` of a run.
         root: Folder of the data, if it is not where it was in training.
         device: For example "cuda"; default: a GPU if there is one.
+
+    Returns:
+        The figures of `evaluate` and the mean firing rate, spikes / (neurons * T), over all neurons
+        and images.
     """
     with joined(device) as ranks:
         model, recipe, _ = load_trained(path)
-        dataset = load_dataset(recipe.data.name, root or recipe.data.root, "test")
-        preprocess = preprocessing(recipe.data, dataset.channels)
-        batches = held_out_batches(recipe, dataset, preprocess, ranks)
+        dataset, batches = open_test_set(recipe, root, ranks)
         task = Classification(recipe.train.timesteps)
-        figures = evaluate(model.to(ranks.device), batches, task, len(dataset.classes), ranks)
+        with count_spikes(model) as counts:
+            figures = evaluate(model.to(ranks.device), batches, task, len(dataset.classes), ranks)
+        spikes, places = ranks.total(counts).tolist()
     return {
         **figures,
+        "firing_rate": spikes / places if places else None,
         "model": recipe.model.name,
         "data": recipe.data.name,
         "timesteps": recipe.train.timesteps,

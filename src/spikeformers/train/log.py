@@ -36,6 +36,38 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def peak_memory(device: torch.device, so_far: float | None = None) -> float | None:
+    """Return the most memory that this process has held, in MiB; `None` where nobody counts it.
+
+    On a GPU its tensors count. On a CPU the whole process does, Python, PyTorch and the data set
+    included.
+
+    Args:
+        device: Where the process computes.
+        so_far: The most that earlier processes of the same run have held.
+    """
+    if device.type == "cuda":
+        held: float | None = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        held = _peak_resident()
+    return max(filter(None, (held, so_far)), default=None)
+
+
+def _peak_resident() -> float | None:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not `ru_maxrss`: on Linux a new process inherits the peak of the one that started it.
+        peaks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(peaks[0].split()[1]) / 2**10 if peaks else None
+    try:
+        import resource
+    except ImportError:
+        return None
+    # Bytes on macOS, KiB elsewhere.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, completely or not at all."""
     _replace(path, json.dumps(content, indent=2) + "\n")

@@ -12,7 +12,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from spikeformers.train.evaluate import (
     preprocessing,
     recalibrate,
 )
-from spikeformers.train.log import Log, environment, write_json
+from spikeformers.train.log import Log, environment, peak_memory, write_json
 from spikeformers.train.objective import make_task
 from spikeformers.train.optim import learning_rate_at, set_learning_rate
 from spikeformers.train.prepare import Training, prepare, steps_per_epoch
@@ -89,6 +89,8 @@ def fit(recipe: Recipe, device: str | None = None, *, tensorboard: bool = False)
         "best_epoch": done.best_epoch,
         "epochs": done.epoch,
         "seconds": done.seconds,
+        "images_per_second": done.step * settings.batch_size / done.seconds,
+        "peak_memory_mib": done.peak_memory_mib,
         "classes": done.classes,
         "model": recipe.model.name,
         "parameters": parameters,
@@ -97,6 +99,32 @@ def fit(recipe: Recipe, device: str | None = None, *, tensorboard: bool = False)
     if ranks.is_first:
         write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def measure_pace(recipe: Recipe, device: str | None, seconds: float) -> dict[str, float]:
+    """Measure how fast a recipe would train here, over a few steps that are not kept.
+
+    Args:
+        recipe: The experiment; nothing of it is written.
+        device: As in `fit`.
+        seconds: How long to measure at least, after a first step and over five more.
+
+    Returns:
+        Seconds that the `start` takes (what the first step takes longer than the others, for
+        example to compile) and that an `epoch` takes, as `fit` would count them.
+    """
+    with joined(device) as ranks:
+        run = _open(recipe, ranks, Stop())
+        run.training.model.train()
+        epochs = (_training_batches(run, epoch) for epoch in count(1))
+        clock = [time.perf_counter()]
+        for images, labels in chain.from_iterable(epochs):
+            _step(run, images, labels)
+            clock.append(time.perf_counter())
+            if len(clock) > 6 and clock[-1] - clock[1] >= seconds:
+                break
+    step = (clock[-1] - clock[1]) / (len(clock) - 2)
+    return {"start": max(0.0, clock[1] - clock[0] - step), "epoch": step * run.epoch_steps}
 
 
 @dataclass(frozen=True)
@@ -126,9 +154,12 @@ class _Run:
 
 def _open(recipe: Recipe, ranks: Ranks, stop: Stop) -> _Run:
     """Open the data and build the model; whatever does not fit fails here."""
-    train_set = load_dataset(recipe.data.name, recipe.data.root, "train")
-    test_set = load_dataset(recipe.data.name, recipe.data.root, "test")
+    train_set, test_set = (
+        load_dataset(recipe.data.name, recipe.data.root, split, recipe.train.timesteps)
+        for split in ("train", "test")
+    )
     preprocess = preprocessing(recipe.data, train_set.channels)
+    varied = recipe.augment
     return _Run(
         recipe,
         ranks,
@@ -137,7 +168,7 @@ def _open(recipe: Recipe, ranks: Ranks, stop: Stop) -> _Run:
         test_set,
         preprocess,
         augmentation(recipe, preprocess),
-        Mix(recipe.augment.mixup, recipe.augment.cutmix, len(train_set.classes)),
+        Mix(varied.mixup, varied.cutmix, len(train_set.classes), varied.mix_chance),
         make_task(recipe, ranks.device),
         prepare(recipe, build_model(recipe, train_set), train_set.classes, ranks),
         steps_per_epoch(recipe.train, len(train_set), ranks),
@@ -167,20 +198,13 @@ def _one_epoch(run: _Run, epoch: int, log: Log) -> None:
 
 def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
     """Take the steps that are left of an epoch; return its mean loss and accuracy."""
-    settings, done, device = run.recipe.train, run.training.done, run.ranks.device
+    settings, done = run.recipe.train, run.training.done
     before, first, seconds_before = done.step, (epoch - 1) * run.epoch_steps, done.seconds
     batches = _training_batches(run, epoch, first=done.step - first)
     run.training.model.train()
     clock = time.perf_counter()
     for images, labels in batches:
-        _seed(run)
-        images, targets = run.mix(images.to(device, run.training.dtype), labels.to(device))
-        rate = learning_rate_at(done.step, run.epoch_steps, settings)
-        set_learning_rate(run.training.optimizer, rate)
-        _update(
-            run, images, targets, f"step {done.step} (epoch {epoch}, batch {done.step - first})"
-        )
-        done.step += 1
+        _step(run, images, labels)
         done.seconds = seconds_before + time.perf_counter() - clock
         log.advance(settings.batch_size)
         if settings.checkpoint_steps and done.step % settings.checkpoint_steps == 0:
@@ -189,6 +213,7 @@ def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
     for message in batches.skipped:
         log.say(message, event="skipped", epoch=epoch)
 
+    done.peak_memory_mib = peak_memory(run.ranks.device, so_far=done.peak_memory_mib)
     seconds = done.seconds - seconds_before
     loss_sum, hits, seen = run.ranks.total(torch.tensor(done.counts, dtype=torch.float64)).tolist()
     return {
@@ -200,8 +225,23 @@ def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
     }
 
 
+def _step(run: _Run, images: Tensor, labels: Tensor) -> None:
+    """Take the next step of a run, as its number says, on this process' part of a batch."""
+    device, step = run.ranks.device, run.training.done.step
+    epoch, batch = divmod(step, run.epoch_steps)
+    _seed(run)
+    images, targets = images.to(device, run.training.dtype), labels.to(device)
+    mixed_epochs = run.recipe.augment.mix_epochs
+    if mixed_epochs is None or epoch < mixed_epochs:
+        images, targets = run.mix(images, targets)
+    rate = learning_rate_at(step, run.epoch_steps, run.recipe.train)
+    set_learning_rate(run.training.optimizer, rate)
+    _update(run, images, targets, f"step {step} (epoch {epoch + 1}, batch {batch})")
+    run.training.done.step += 1
+
+
 def _update(run: _Run, images: Tensor, targets: Tensor, where: str) -> None:
-    """Take one optimiser step on this process' part of a batch, in micro-batches."""
+    """Update the weights once, in micro-batches."""
     settings, training = run.recipe.train, run.training
     training.optimizer.zero_grad()
     parts = zip(images.chunk(settings.accumulate), targets.chunk(settings.accumulate), strict=True)

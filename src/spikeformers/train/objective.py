@@ -7,10 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikeformers.data import direct
+from spikeformers.data import over_time
 from spikeformers.data._timm import import_timm
 from spikeformers.errors import ConfigError
-from spikeformers.tasks import TET, Classification, CrossEntropy, Distillation, Objective
+from spikeformers.tasks import (
+    TET,
+    Classification,
+    CrossEntropy,
+    Distillation,
+    Objective,
+    SurrogateAgreement,
+)
 from spikeformers.train.distributed import is_first_rank
 from spikeformers.train.evaluate import load_trained
 from spikeformers.train.recipe import DistillSection, Recipe
@@ -24,11 +31,16 @@ def make_task(recipe: Recipe, device: torch.device) -> Classification:
     objective: Objective = CrossEntropy(settings.label_smoothing)
     if settings.tet is not None:
         objective = TET(settings.tet, settings.label_smoothing)
+    surrogates = None if settings.sml is None else SurrogateAgreement(settings.sml)
     if distill is None:
-        return Classification(settings.timesteps, objective)
+        return Classification(
+            settings.timesteps, objective, surrogates=surrogates, ponder=settings.ponder or 0
+        )
     teacher = load_teacher(distill, recipe, device)
     agreement = Distillation(teacher, distill.kind, distill.weight, distill.temperature)
-    return Classification(settings.timesteps, objective, agreement)
+    return Classification(
+        settings.timesteps, objective, agreement, surrogates, settings.ponder or 0
+    )
 
 
 class Teacher:
@@ -38,7 +50,8 @@ class Teacher:
     on another size, the images are resized.
 
     Args:
-        score: Images as the teacher knows them `[B, C, S, S]` -> scores `[B, K]`.
+        score: Images as the teacher knows them `[B, C, S, S]`, or frames `[B, T, C, S, S]`, ->
+            scores `[B, K]`.
         student: Mean and standard deviation per channel of the images that will come.
         teacher: Those that the teacher was trained with.
         image_size: Side S that the teacher was trained with.
@@ -63,10 +76,11 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the scores `[B, K]` of the student's images `[B, C, H, W]`."""
+        """Return the scores `[B, K]` of the student's images or frames."""
         x = images.float() * self.gain + self.offset
-        if x.shape[2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        if x.shape[-2:] != self.size:
+            resized = F.interpolate(x.flatten(0, -4), self.size, mode="bilinear", antialias=True)
+            x = resized.view(*x.shape[:-2], *self.size)
         return self.score(x)
 
 
@@ -84,7 +98,7 @@ def load_teacher(distill: DistillSection, recipe: Recipe, device: torch.device) 
     model.to(device)
 
     def score(x: Tensor) -> Tensor:
-        scores: Tensor = model.readout(model(direct(x, taught.train.timesteps)))
+        scores: Tensor = model.readout(model(over_time(x, taught.train.timesteps)))
         return scores
 
     own = taught.data

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from spikeformers.data._timm import import_timm
 from spikeformers.errors import ConfigError
@@ -13,7 +13,7 @@ from spikeformers.train.recipe import TrainSection
 
 
 def make_optimizer(model: Backbone, settings: TrainSection) -> Optimizer:
-    """Return AdamW or LAMB over the model's parameters.
+    """Return AdamW, LAMB or SGD over the model's parameters.
 
     Weight decay spares norms, biases and neurons (all tensors below 2-d). Each group carries its
     share of the learning rate as `scale`: `layer_decay` to the power of the layers above it.
@@ -40,10 +40,12 @@ def make_optimizer(model: Backbone, settings: TrainSection) -> Optimizer:
         groups = _joined(groups)
     if settings.optimizer == "adamw":
         return AdamW(groups, lr=rate, fused=True)
+    if settings.optimizer == "sgd":
+        return SGD(groups, lr=rate, momentum=settings.momentum)
     if settings.sharded:
         raise ConfigError(
             "train.optimizer=lamb with train.sharded=true: LAMB needs the norm of whole weights; "
-            "choose adamw, or sharded=false"
+            "choose adamw or sgd, or sharded=false"
         )
     lamb = import_timm().optim.Lamb
     # Clipping the gradient is the loop's business, for every optimiser alike.

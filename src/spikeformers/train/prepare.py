@@ -36,6 +36,7 @@ class Progress:
         top1: That accuracy, in percent.
         top1_last: The held-out accuracy that was measured last.
         seconds: Time spent training, interruptions left out.
+        peak_memory_mib: Most memory that training has held; see `log.peak_memory`.
     """
 
     classes: list[str]
@@ -46,6 +47,7 @@ class Progress:
     top1: float | None = None
     top1_last: float | None = None
     seconds: float = 0.0
+    peak_memory_mib: float | None = None
 
 
 @dataclass

@@ -47,7 +47,7 @@ class DataSection:
         root: Folder with its files.
         image_size: Side of the images that the model sees.
         crop: Share of the side that evaluation cuts out of the centre.
-        mean: Mean per channel of values in 0..1.
+        mean: Mean per channel of values in 0..1, or of counts of events.
         std: Standard deviation per channel.
         unreadable: What a damaged image does: "fail" or "skip".
         workers: Loading processes of each rank.
@@ -74,12 +74,16 @@ class AugmentSection:
         rotate: Degrees.
         translate: Share of the side.
         scale: Share of the size.
-        rand_augment_ops: torchvision's RandAugment: operations per image.
+        rand_augment_ops: torchvision's RandAugment: operations per image. Recordings of events are
+            turned, sheared, shifted or cut out instead.
         rand_augment_magnitude: Their strength.
-        timm_augment: timm's RandAugment instead, for example "rand-m9-mstd0.5-inc1".
+        timm_augment: timm's RandAugment instead, for example "rand-m9-mstd0.5-inc1"; or its
+            AutoAugment, "original".
         random_erasing: Chance of erasing a rectangle.
         mixup: Alpha of mixup; 0 is off.
         cutmix: Alpha of cutmix; 0 is off.
+        mix_chance: Share of the batches that are mixed, by mixup or cutmix.
+        mix_epochs: First epochs, which alone mix; null mixes in all.
     """
 
     resized_crop: float | None
@@ -94,6 +98,8 @@ class AugmentSection:
     random_erasing: float
     mixup: float
     cutmix: float
+    mix_chance: float
+    mix_epochs: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +108,13 @@ class TrainSection:
 
     Attributes:
         seed: Of the weights, the order of the images and everything drawn in training.
-        timesteps: Steps T that an image is shown.
+        timesteps: Steps T that an image is shown, or frames that a recording of events becomes.
         epochs: Passes over the training images.
         batch_size: Images per optimiser step, all ranks and micro-batches together.
         accumulate: Micro-batches per step and rank. Not equal to one large batch: batch norm
             sees a micro-batch at a time.
-        optimizer: "adamw" or "lamb".
+        optimizer: "adamw", "lamb" or "sgd".
+        momentum: Share of its last step that SGD keeps; the others have none to set.
         learning_rate: Peak rate.
         reference_batch: Batch size that `learning_rate` is meant for; it is scaled linearly to
             `batch_size`. null takes the rate as it is.
@@ -119,6 +126,10 @@ class TrainSection:
         label_smoothing: Share of the target that is spread over all classes.
         tet: null trains the mean over time; a number trains every step, with so much weight on
             pulling the scores towards 1 (see `tasks.TET`).
+        sml: null trains surrogate modules on the labels alone; a number has them agree with the
+            main head as well, with so much weight (see `tasks.SurrogateAgreement`).
+        ponder: null leaves out what it costs to run tokens; a number is the price of one block for
+            all tokens (`delta_p` of models whose tokens halt).
         ema_decay: Decay per step (less in the first steps) of a moving average of the weights,
             which is then what is evaluated and saved as best; null is off.
         precision: "float32", "float64", or autocast to "bfloat16" or "float16".
@@ -138,6 +149,7 @@ class TrainSection:
     batch_size: int
     accumulate: int
     optimizer: str
+    momentum: float
     learning_rate: float
     reference_batch: int | None
     final_learning_rate: float
@@ -147,6 +159,8 @@ class TrainSection:
     clip_norm: float | None
     label_smoothing: float
     tet: float | None
+    sml: float | None
+    ponder: float | None
     ema_decay: float | None
     precision: str
     recompute: bool
@@ -214,11 +228,13 @@ class Recipe:
 
 
 def list_recipes() -> list[str]:
-    """Return the names of the recipes that come with the library."""
-    folder = resources.files("spikeformers") / "recipes"
-    return sorted(
-        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
-    )
+    """Return the names of the recipes that come with the library.
+
+    Those of published results stand in folders, one per data set: `cifar10/spikformer_4_384`.
+    """
+    with resources.as_file(resources.files("spikeformers") / "recipes") as folder:
+        files = [path.relative_to(folder) for path in folder.rglob("*.yaml")]
+    return sorted(file.with_suffix("").as_posix() for file in files)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -273,11 +289,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.resized_crop": (_TINY, 1),
     "augment.mixup": (0, math.inf),
     "augment.cutmix": (0, math.inf),
+    "augment.mix_chance": (0, 1),
+    "augment.mix_epochs": (1, math.inf),
     "train.seed": (0, math.inf),
     "train.timesteps": (1, math.inf),
     "train.epochs": (1, math.inf),
     "train.batch_size": (1, math.inf),
     "train.accumulate": (1, math.inf),
+    "train.momentum": (0, 0.9999),
     "train.learning_rate": (_TINY, math.inf),
     "train.reference_batch": (1, math.inf),
     "train.final_learning_rate": (0, math.inf),
@@ -287,6 +306,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.clip_norm": (_TINY, math.inf),
     "train.label_smoothing": (0, 0.999),
     "train.tet": (0, 1),
+    "train.sml": (0, 1),
+    "train.ponder": (0, math.inf),
     "train.ema_decay": (0, 1),
     "train.recalibration_batches": (0, math.inf),
     "train.evaluate_every": (1, math.inf),
@@ -296,7 +317,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _CHOICES = {
     "data.unreadable": ("fail", "skip"),
-    "train.optimizer": ("adamw", "lamb"),
+    "train.optimizer": ("adamw", "lamb", "sgd"),
     "train.precision": ("float32", "float64", "bfloat16", "float16"),
     "distill.kind": ("hard", "soft"),
     "expected.mark": ("own", "S", "R", "M"),
