@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import spikeformers as sf
-from spikeformers.layers import DetectionHead
 from spikeformers.errors import InputError
+from spikeformers.layers import DetectionHead
 from spikeformers.models import Backbone
 from spikeformers.types import Outputs
 from tests.helpers import (
@@ -36,9 +36,7 @@ def only_size(name: str) -> tuple[int, int] | None:
         return sf.create_model(name).image_size
 
 
-def images(
-    name: str, steps: int = 3, batch: int = 2, height: int = 48, width: int = 64
-) -> Tensor:
+def images(name: str, steps: int = 3, batch: int = 2, height: int = 48, width: int = 64) -> Tensor:
     """Return images of this size, or of the only one that the model takes."""
     height, width = only_size(name) or (height, width)
     return randn(steps, batch, 3, height, width, seed=1)

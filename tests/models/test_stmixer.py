@@ -8,9 +8,9 @@ from torch import Tensor
 
 import spikeformers as sf
 from spikeformers.errors import ConfigError, InputError
-from spikeformers.layers import BatchNorm
+from spikeformers.layers import BatchNorm, mixed_time_mean, time_mean
 from spikeformers.models import Backbone
-from spikeformers.models.stmixer import TokenMixer, mixed_time_mean, time_mean
+from spikeformers.models.stmixer import TokenMixer
 from tests.golden import Case
 from tests.helpers import assert_same, enliven, randn
 

@@ -33,6 +33,12 @@ from spikeformers.layers.shortcut import (
     vanilla,
 )
 from spikeformers.layers.speds import SPEDS, event_stem, image_stem, small_image_stem
+from spikeformers.layers.surrogate_module import (
+    SurrogateHead,
+    SurrogateModule,
+    mixed_time_mean,
+    time_mean,
+)
 from spikeformers.layers.synapse import (
     Additive,
     BatchNorm,
@@ -86,6 +92,8 @@ __all__ = [
     "SepConv",
     "SpikeSepConv",
     "SpikingTokenizer",
+    "SurrogateHead",
+    "SurrogateModule",
     "Synapse",
     "Trunk",
     "TwiceCountingTrunk",
@@ -96,6 +104,7 @@ __all__ = [
     "fold",
     "image_stem",
     "matrix_product",
+    "mixed_time_mean",
     "once",
     "pool_then_fire",
     "recompute",
@@ -103,5 +112,6 @@ __all__ = [
     "sew",
     "small_image_stem",
     "spiking",
+    "time_mean",
     "vanilla",
 ]

@@ -15,13 +15,12 @@ h heads, d channels per head, N = H*W tokens.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 
 from spikeformers.errors import InputError
 from spikeformers.layers.shortcut import Chain
-from spikeformers.layers.synapse import LinearBN, RepConv
+from spikeformers.layers.synapse import LinearBN, RepConv, biased_linear
 from spikeformers.neurons import LIF, LearnedThresholdLIF, Neuron, NeuronFactory
 
 ATTENTION_THRESHOLD = 0.5
@@ -29,8 +28,6 @@ ATTENTION_THRESHOLD = 0.5
 
 SynapseFactory = Callable[[int, int], nn.Module]
 """Makes the synapse from one width to another: `LinearBN`, `RepConv`."""
-
-_BIASED = partial(LinearBN, bias=True)
 
 
 def spiking(synapse: nn.Module, neuron: Neuron) -> Chain:
@@ -156,7 +153,7 @@ class SSA(nn.Module):
         heads: int,
         neuron: NeuronFactory = LIF,
         qkv: SynapseFactory = LinearBN,
-        proj: SynapseFactory = _BIASED,
+        proj: SynapseFactory = biased_linear,
         scale: float = 0.125,
         v_threshold: float | None = ATTENTION_THRESHOLD,
         value_expansion: int = 1,
@@ -189,7 +186,7 @@ class SSA(nn.Module):
 
 
 class SDSA3(SSA):
-    """Spike-driven self-attention of V2: SSA behind a leading neuron, with re-parameterised synapses.
+    """Spike-driven self-attention of V2: SSA with re-parameterised synapses.
 
     Args:
         dim: Channels.
@@ -261,7 +258,7 @@ class QKTA(nn.Module):
         heads: int,
         neuron: NeuronFactory = LIF,
         qk: SynapseFactory = LinearBN,
-        proj: SynapseFactory = _BIASED,
+        proj: SynapseFactory = biased_linear,
         v_threshold: float | None = ATTENTION_THRESHOLD,
     ) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from spikeformers.layers.shortcut import Chain
-from spikeformers.layers.synapse import Conv, ConvBN, LinearBN, Synapse
+from spikeformers.layers.synapse import Conv, ConvBN, LinearBN, Synapse, biased_linear
 from spikeformers.neurons import LIF, NeuronFactory
 
 _conv1x1 = partial(ConvBN, kernel_size=1)
@@ -127,7 +127,7 @@ class ChannelMLP(Chain):
         dim: int,
         expansion: int = 4,
         neuron: NeuronFactory = LIF,
-        project: Callable[[int, int], nn.Module] = partial(LinearBN, bias=True),
+        project: Callable[[int, int], nn.Module] = biased_linear,
     ) -> None:
         hidden = expansion * dim
         super().__init__(

@@ -108,7 +108,9 @@ class Trunk(Blocks):
         super().__init__(blocks)
         rates = [drop_path] * len(self) if isinstance(drop_path, int | float) else list(drop_path)
         if len(rates) == len(self):
-            rates = [rate for rate, block in zip(rates, self, strict=True) for _ in block.children()]
+            rates = [
+                rate for rate, block in zip(rates, self, strict=True) for _ in block.children()
+            ]
         if len(rates) != len(list(self.parts())) or not all(0 <= rate < 1 for rate in rates):
             raise InputError(f"drop_path={drop_path}: expected {len(self)} probabilities in [0, 1)")
         self.drop_path_rates = rates

@@ -295,6 +295,10 @@ class LinearBN(Synapse):
         return Linear.of(self.linear.weight * gain[:, None], bias)
 
 
+biased_linear = functools.partial(LinearBN, bias=True)
+"""A linear map with a bias, which its batch norm makes redundant; many papers have one."""
+
+
 class RepConv(Synapse):
     """Re-parameterised 3x3 convolution: 1x1, norm, depthwise 3x3, 1x1, norm, norm.
 

@@ -1,9 +1,11 @@
 """One readable file per architecture, on a shared skeleton."""
 
 from spikeformers.models import dsr as _dsr  # noqa: F401 - registers
+from spikeformers.models import masked_autoencoder as _masked_autoencoder  # noqa: F401 - registers
 from spikeformers.models import meta_spikeformer as _meta_spikeformer  # noqa: F401 - registers
 from spikeformers.models import ms_resnet as _ms_resnet  # noqa: F401 - registers
 from spikeformers.models import msvit as _msvit  # noqa: F401 - registers
+from spikeformers.models import official as _official_files  # noqa: F401 - registers
 from spikeformers.models import qkformer as _qkformer  # noqa: F401 - registers
 from spikeformers.models import revsformer as _revsformer  # noqa: F401 - registers
 from spikeformers.models import revsresnet as _revsresnet  # noqa: F401 - registers

@@ -82,6 +82,9 @@ def membranes_of_tokens(block: Blocks, dim: int) -> set[str] | None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(1, 1, dim, 4, 4, generator=generator, device="cpu")
     probe = copy.deepcopy(block).to_empty(device="cpu").train()
+    for parameter in probe.parameters():
+        # Factors that start tiny would hide what they scale.
+        nn.init.ones_(parameter)
     for module in probe.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | BatchNorm):
             module.reset_parameters()
@@ -92,3 +95,18 @@ def membranes_of_tokens(block: Blocks, dim: int) -> set[str] | None:
     if not torch.allclose(in_place.flatten(3), in_a_row.flatten(3), atol=1e-5):
         return None
     return {name for name, state in after.items() if state.shape[2] == 16}
+
+
+def packed(state: State, block: int) -> State:
+    """Name the states of a block so that they can be carried as this module's own."""
+    return {f"{block}/{name.replace('.', '/')}": tensor for name, tensor in state.items()}
+
+
+def unpacked(state: State, block: int) -> State:
+    """Return the states of a block from among this module's own."""
+    prefix = f"{block}/"
+    return {
+        name.removeprefix(prefix).replace("/", "."): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }

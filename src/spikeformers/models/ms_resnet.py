@@ -10,7 +10,7 @@ arXiv:2112.08954.
 Code: Ariande1/MS-ResNet, without licence.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,6 @@ from spikeformers.layers import (
     Residual,
 )
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Official, join, register_official
 from spikeformers.models._registry import part, register
 from spikeformers.neurons import LIF, Neuron, NeuronFactory
 
@@ -89,7 +88,7 @@ class FiringHead(ClassificationHead):
 
 _STRIDED_1X1 = partial(ConvBN, kernel_size=1, stride=2)
 _STRIDED_7X7 = partial(ConvBN, kernel_size=7, stride=2)
-_RESNET_104: dict[str, Any] = dict(stem=small_kernels_stem, shortcut=pooled_shortcut, dropout=0.2)
+RESNET_104: dict[str, Any] = dict(stem=small_kernels_stem, shortcut=pooled_shortcut, dropout=0.2)
 
 
 @register(
@@ -97,7 +96,7 @@ _RESNET_104: dict[str, Any] = dict(stem=small_kernels_stem, shortcut=pooled_shor
     variants={
         "18": dict(depths=(2, 2, 2, 2)),
         "34": dict(depths=(3, 4, 6, 3)),
-        "104": dict(depths=(3, 8, 32, 8), **_RESNET_104),
+        "104": dict(depths=(3, 8, 32, 8), **RESNET_104),
         "tiny": dict(dims=(8, 12, 16), depths=(1, 2, 1), num_classes=10),
     },
 )
@@ -154,73 +153,3 @@ def ms_resnet(
             # Currents start as large as the threshold, and those at zero stay there.
             module.weight.data.mul_(_V_THRESHOLD)
     return model
-
-
-def _resnet_18(*, num_block: Sequence[int], num_classes: int, block: str) -> Mapping[str, Any]:
-    """Translate the arguments of the official constructor of ResNet-18 and 34."""
-    if block != "BasicBlock_18":
-        raise ConfigError(f"block={block!r}: expected 'BasicBlock_18'")
-    return dict(depths=num_block, num_classes=num_classes)
-
-
-def _resnet_104(*, num_block: Sequence[int], num_classes: int, block: str) -> Mapping[str, Any]:
-    """Translate the arguments of the official constructor of ResNet-104."""
-    if block != "BasicBlock_104":
-        raise ConfigError(f"block={block!r}: expected 'BasicBlock_104'")
-    return dict(depths=num_block, num_classes=num_classes, **_RESNET_104)
-
-
-_FILE = "Ariande1/MS-ResNet/models/MS_ResNet.py"
-_BLOCKS = {f"conv{i + 2}_x.{{i}}": f"stages.{i}.blocks.{{i}}" for i in range(4)}
-_BLOCKS_AND_HEAD = {
-    **join(
-        join(_BLOCKS, {"residual_function": "fn"}),
-        {
-            "0": "neuron1",
-            "1": "conv1.conv",
-            "2.bn": "conv1.norm",
-            "3": "neuron2",
-            "4": "conv2.conv",
-            "5.bn": "conv2.norm",
-        },
-    ),
-    "mem_update": "head.neuron",
-    "fc": "head.linear",
-}
-
-register_official(
-    Official(
-        architecture="ms_resnet",
-        file=_FILE,
-        callables={"ResNet_origin_18": {}},
-        arguments=_resnet_18,
-        modules={
-            "conv1.0": "stages.0.embed.conv",
-            "conv1.1.bn": "stages.0.embed.norm",
-            **join(
-                join(_BLOCKS, {"shortcut": "shortcut"}),
-                {"0": "conv", "1.bn": "norm"},
-            ),
-            **_BLOCKS_AND_HEAD,
-        },
-    )
-)
-register_official(
-    Official(
-        architecture="ms_resnet",
-        file=_FILE,
-        callables={"ResNet_104": {}},
-        arguments=_resnet_104,
-        modules={
-            "conv1.0": "stages.0.embed.0",
-            "conv1.1": "stages.0.embed.1",
-            "conv1.2": "stages.0.embed.2.conv",
-            "conv1.3.bn": "stages.0.embed.2.norm",
-            **join(
-                join(_BLOCKS, {"shortcut": "shortcut.conv"}),
-                {"1": "conv", "2.bn": "norm"},
-            ),
-            **_BLOCKS_AND_HEAD,
-        },
-    )
-)

@@ -31,17 +31,6 @@ from spikeformers.layers import (
     spiking,
 )
 from spikeformers.models._backbone import Backbone
-from spikeformers.models._official import Official, register_official
-from spikeformers.models._official_qk import (
-    DOWNSAMPLING,
-    IMAGE_STEM,
-    QK_AXES,
-    QK_IGNORED,
-    SMALL_IMAGE_STEM,
-    imagenet_size,
-    qk_arguments,
-    qk_modules,
-)
 from spikeformers.models._pyramid import pyramid
 from spikeformers.models._registry import part, register
 from spikeformers.neurons import LIF, AcrossBatch, NeuronFactory
@@ -136,8 +125,8 @@ class ChannelwiseMSSA(MSSA):
         return QKTA.ask(self, x) + self.by_head(self.p(x))
 
 
-_CIFAR: dict[str, Any] = dict(stem=small_image_stem, embed_strides=(1, 2))
-_CIFAR100: dict[str, Any] = dict(attention=partial(ChannelwiseMSSA, p=LinearBN), **_CIFAR)
+CIFAR: dict[str, Any] = dict(stem=small_image_stem, embed_strides=(1, 2))
+CIFAR100: dict[str, Any] = dict(attention=partial(ChannelwiseMSSA, p=LinearBN), **CIFAR)
 _CIFAR_SIZE = dict(dims=(192, 192, 384), depths=(1, 1, 2), heads=8)
 
 
@@ -147,8 +136,8 @@ _CIFAR_SIZE = dict(dims=(192, 192, 384), depths=(1, 1, 2), heads=8)
         "10_384": dict(dims=(192, 192, 384), heads=6),
         "10_512": dict(dims=(256, 256, 512), heads=8),
         "10_768": dict(dims=(384, 384, 768), heads=12),
-        "cifar10_4_384": dict(**_CIFAR_SIZE, num_classes=10, **_CIFAR),
-        "cifar100_4_384": dict(**_CIFAR_SIZE, num_classes=100, **_CIFAR100),
+        "cifar10_4_384": dict(**_CIFAR_SIZE, num_classes=10, **CIFAR),
+        "cifar100_4_384": dict(**_CIFAR_SIZE, num_classes=100, **CIFAR100),
         "tiny": dict(
             dims=(8, 8, 16), depths=(1, 1, 1), heads=4, num_classes=10, stem=small_image_stem
         ),
@@ -218,33 +207,3 @@ def msvit(
 
     blocks = [token_block] * (len(dims) - 1) + [ssa_block]
     return pyramid(dims, depths, blocks, stem, embed_strides, in_channels, num_classes, neuron)
-
-
-register_official(
-    Official(
-        architecture="msvit",
-        file="Nanhu-AI-Lab/MSViT/imagenet/msformer.py",
-        callables={
-            "hierarchical_spiking_transformer": {},
-            "MSFormer_10_384": imagenet_size(384, 6),
-            "MSFormer_10_512": imagenet_size(512, 8),
-            "MSFormer_10_768": imagenet_size(768, 12),
-        },
-        arguments=qk_arguments((2, 2, 1), leading=(1, 2)),
-        ignored=QK_IGNORED,
-        modules=qk_modules(IMAGE_STEM, DOWNSAMPLING, DOWNSAMPLING, attn="attn", mlp="fc", p="conv"),
-        axes=QK_AXES,
-    )
-)
-for data, layout, p in (("cifar10", _CIFAR, "conv"), ("cifar100", _CIFAR100, "linear")):
-    register_official(
-        Official(
-            architecture="msvit",
-            file=f"Nanhu-AI-Lab/MSViT/{data}/model.py",
-            callables={"spiking_transformer": {}},
-            arguments=qk_arguments((2, 2, 1), leading=(1, 1), heads=8, **layout),
-            ignored=QK_IGNORED,
-            modules=qk_modules(SMALL_IMAGE_STEM, DOWNSAMPLING, DOWNSAMPLING, p=p),
-            axes=QK_AXES,
-        )
-    )

@@ -28,23 +28,12 @@ from spikeformers.layers import (
     small_image_stem,
 )
 from spikeformers.models._backbone import Backbone
-from spikeformers.models._official import Official, register_official
-from spikeformers.models._official_qk import (
-    DOWNSAMPLING,
-    IMAGE_STEM,
-    QK_AXES,
-    QK_IGNORED,
-    SMALL_IMAGE_STEM,
-    imagenet_size,
-    qk_arguments,
-    qk_modules,
-)
 from spikeformers.models._pyramid import pyramid
 from spikeformers.models._registry import register
 from spikeformers.neurons import LIF, AcrossBatch, NeuronFactory
 
-_CIFAR: dict[str, Any] = dict(stem=small_image_stem, embed_strides=(1, 2))
-_EVENTS: dict[str, Any] = dict(stem=event_stem, embed_strides=(1, 2))
+CIFAR: dict[str, Any] = dict(stem=small_image_stem, embed_strides=(1, 2))
+EVENTS: dict[str, Any] = dict(stem=event_stem, embed_strides=(1, 2))
 
 
 @register(
@@ -54,7 +43,7 @@ _EVENTS: dict[str, Any] = dict(stem=event_stem, embed_strides=(1, 2))
         "10_512": dict(dims=(128, 256, 512), heads=8),
         "10_768": dict(dims=(192, 384, 768), heads=12),
         "cifar_4_384": dict(
-            dims=(96, 192, 384), depths=(1, 1, 2), heads=8, num_classes=10, **_CIFAR
+            dims=(96, 192, 384), depths=(1, 1, 2), heads=8, num_classes=10, **CIFAR
         ),
         "cifar10dvs_2_256": dict(
             dims=(128, 256),
@@ -63,10 +52,10 @@ _EVENTS: dict[str, Any] = dict(stem=event_stem, embed_strides=(1, 2))
             expansion=1,
             in_channels=2,
             num_classes=10,
-            **_EVENTS,
+            **EVENTS,
         ),
         "gesture_2_256": dict(
-            dims=(128, 256), depths=(1, 1), heads=16, in_channels=2, num_classes=11, **_EVENTS
+            dims=(128, 256), depths=(1, 1), heads=16, in_channels=2, num_classes=11, **EVENTS
         ),
         "tiny": dict(dims=(8, 12, 16), depths=(1, 1, 1), heads=4, num_classes=10),
     },
@@ -135,48 +124,3 @@ def qkformer(
 
     blocks = [qk_block] * (len(dims) - ssa_stages) + [ssa_block] * ssa_stages
     return pyramid(dims, depths, blocks, stem, embed_strides, in_channels, num_classes, neuron)
-
-
-register_official(
-    Official(
-        architecture="qkformer",
-        file="zhouchenlin2096/QKFormer/imagenet/qkformer.py",
-        callables={
-            "hierarchical_spiking_transformer": {},
-            "QKFormer_10_384": imagenet_size(384, 6),
-            "QKFormer_10_512": imagenet_size(512, 8),
-            "QKFormer_10_768": imagenet_size(768, 12),
-        },
-        arguments=qk_arguments((4, 2, 1), leading=(1, 2)),
-        ignored=QK_IGNORED,
-        modules=qk_modules(IMAGE_STEM, DOWNSAMPLING, DOWNSAMPLING, attn="attn", mlp="fc"),
-        axes=QK_AXES,
-    )
-)
-for data in ("cifar10", "cifar100"):
-    register_official(
-        Official(
-            architecture="qkformer",
-            file=f"zhouchenlin2096/QKFormer/{data}/model.py",
-            callables={"spiking_transformer": {}},
-            arguments=qk_arguments((4, 2, 1), leading=(1, 1), heads=8, **_CIFAR),
-            ignored=QK_IGNORED,
-            modules=qk_modules(SMALL_IMAGE_STEM, DOWNSAMPLING, DOWNSAMPLING),
-            axes=QK_AXES,
-        )
-    )
-for data in ("cifar10-dvs", "dvs128-gesture"):
-    register_official(
-        Official(
-            architecture="qkformer",
-            file=f"zhouchenlin2096/QKFormer/{data}/model.py",
-            callables={"vit_snn": {}},
-            arguments=qk_arguments((2, 1), depths=(1, 1), heads=16, **_EVENTS),
-            ignored=QK_IGNORED,
-            modules=qk_modules(
-                {"proj": "lead.0", "proj1": "lead.1", "proj2": "body.fn.0", "proj3": "body.fn.1"},
-                {"proj": "body.fn.0", "proj4": "body.fn.1"},
-            ),
-            axes=QK_AXES,
-        )
-    )

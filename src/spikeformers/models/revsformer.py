@@ -23,24 +23,13 @@ from spikeformers.layers import (
     ClassificationHead,
     ReversibleTrunk,
     SpikingTokenizer,
-    TwiceCountingTrunk,
 )
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Official, join, register_official
-from spikeformers.models._official_vit import (
-    ATTN_BRANCH,
-    BLOCK,
-    MLP_BRANCH,
-    PROJ,
-    VIT_IGNORED,
-    tokenizer_names,
-    vit_arguments,
-)
 from spikeformers.models._registry import register
 from spikeformers.neurons import LIF, NeuronFactory
 
-_CIFAR = dict(pools=2)
-_EVENTS = dict(neuron=partial(LIF, tau=1.5))
+CIFAR = dict(pools=2)
+EVENTS = dict(neuron=partial(LIF, tau=1.5))
 
 
 class TwoStreams(nn.Module):
@@ -54,9 +43,9 @@ class TwoStreams(nn.Module):
 @register(
     "revsformer",
     variants={
-        "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **_CIFAR),
-        "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **_CIFAR),
-        "events_2_256": dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10, **_EVENTS),
+        "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **CIFAR),
+        "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **CIFAR),
+        "events_2_256": dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10, **EVENTS),
         "tiny": dict(dim=16, depth=2, heads=4, pools=2, num_classes=10),
     },
 )
@@ -108,29 +97,3 @@ def revsformer(
     blocks = trunk([block() for _ in range(depth)])
     head = None if num_classes is None else ClassificationHead(2 * dim, num_classes, nn.Identity)
     return Backbone([Stage(embed, blocks, 2 * dim, 2**pools)], head, in_channels)
-
-
-_BLOCKS = "block.reversible_blocks.{i}"
-
-for file, layout, convs in (
-    ("cifar10", _CIFAR, BLOCK),
-    ("cifar100", _CIFAR, BLOCK),
-    ("cifar10-dvs", _EVENTS, PROJ),
-    ("dvs128-gesture", _EVENTS, PROJ),
-):
-    register_official(
-        Official(
-            architecture="revsformer",
-            file=f"mi804/RevSNN/{file}/revmodel.py",
-            callables={"rev_vit_snn": {}},
-            arguments=vit_arguments(layout, defect=dict(trunk=TwiceCountingTrunk)),
-            ignored=(*VIT_IGNORED, "T"),
-            modules={
-                **tokenizer_names(convs, "stages.0.embed.tokenizer"),
-                **join({f"{_BLOCKS}.f_block": "stages.0.blocks.{i}.attn"}, ATTN_BRANCH),
-                **join({f"{_BLOCKS}.g_block": "stages.0.blocks.{i}.mlp"}, MLP_BRANCH),
-                "head": "head.linear",
-            },
-            axes={"*.f_block.*_conv.weight": 3, "*.g_block.*_conv.weight": 4},
-        )
-    )

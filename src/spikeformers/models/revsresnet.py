@@ -10,9 +10,8 @@ arXiv:2312.07922.
 Code: mi804/RevSNN, Apache-2.0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -24,11 +23,9 @@ from spikeformers.layers import (
     ConvBN,
     PerStep,
     ReversibleTrunk,
-    TwiceCountingTrunk,
     once,
 )
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Official, join, register_official
 from spikeformers.models._registry import register
 from spikeformers.neurons import IF, LIF, NeuronFactory
 
@@ -108,62 +105,3 @@ def revsresnet(
         # The neuron sees every position; what it fires is averaged.
         head = Chain(neuron=neuron(), classifier=classifier)
     return Backbone(stages, head, in_channels)
-
-
-def _resnet_arguments(
-    *,
-    layers: Sequence[int],
-    planes: Sequence[int],
-    num_classes: int,
-    corrected: bool = False,
-) -> Mapping[str, Any]:
-    """Translate the arguments of the official constructor."""
-    sizes = dict(dims=planes, depths=layers, num_classes=num_classes)
-    return sizes if corrected else {**sizes, "trunk": TwiceCountingTrunk}
-
-
-_BODY = {
-    "sn1": "neuron",
-    "conv1.0": "fn.conv1.conv",
-    "conv1.1": "fn.conv1.norm",
-    "sn2": "fn.neuron",
-    "conv2.0": "fn.conv2.conv",
-    "conv2.1": "fn.conv2.norm",
-}
-_PLANES = dict(planes=(64, 128, 256, 448))
-
-for file in ("cifar10", "cifar100"):
-    register_official(
-        Official(
-            architecture="revsresnet",
-            file=f"mi804/RevSNN/{file}/revs_resnet.py",
-            callables={
-                "RevSResNet": {},
-                "revs_resnet21": dict(layers=(1, 1, 1, 1), **_PLANES),
-                "revs_resnet37": dict(layers=(1, 2, 3, 2), **_PLANES),
-                "revs_resnet109": dict(layers=(2, 4, 16, 4), **_PLANES),
-            },
-            arguments=_resnet_arguments,
-            ignored=("block", "T"),
-            modules={
-                "conv1": "stages.0.embed.stem.conv",
-                "bn1": "stages.0.embed.stem.norm",
-                **join(
-                    {
-                        f"layer{n + 1}.reversible_blocks.{{i}}.{f}_block": (
-                            f"stages.{n}.blocks.{{i}}.{f}"
-                        )
-                        for n in range(4)
-                        for f in "fg"
-                    },
-                    _BODY,
-                ),
-                **join(
-                    {f"ds{n}": f"stages.{n}.embed" for n in range(1, 4)},
-                    {"0": "neuron", "1.1": "conv.conv", "1.2": "conv.norm"},
-                ),
-                "sn1": "head.neuron",
-                "fc": "head.classifier.linear",
-            },
-        )
-    )

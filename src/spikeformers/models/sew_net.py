@@ -9,27 +9,25 @@ arXiv:2102.04159.
 Code: fangwei123456/Spike-Element-Wise-ResNet, MPL-2.0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from spikeformers.errors import ConfigError
 from spikeformers.layers import Chain, ClassificationHead, ConvBN, PerStep, sew, spiking
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Official, join, register_official
 from spikeformers.models._registry import register
 from spikeformers.neurons import PLIF, NeuronFactory
 
 _PLIF = partial(PLIF, surrogate="atan")
-_7B: dict[str, Any] = dict(dims=(32,) * 7, in_channels=2, num_classes=11)
+GESTURE_7B: dict[str, Any] = dict(dims=(32,) * 7, in_channels=2, num_classes=11)
 
 
 @register(
     "sew_net",
     variants={
-        "7b": _7B,
+        "7b": GESTURE_7B,
         "wide_7b": dict(dims=(64,) * 4 + (128,) * 3, in_channels=2, num_classes=10),
         "tiny": dict(dims=(8, 8, 12), num_classes=10),
     },
@@ -74,53 +72,3 @@ def sew_net(
     # The blocks hand over spikes already.
     head = None if num_classes is None else ClassificationHead(width, num_classes, nn.Identity)
     return Backbone(stages, head, in_channels)
-
-
-def _from_constructor(
-    *,
-    connect_f: str,
-    num_classes: int = 11,
-    layer_list: Sequence[Mapping[str, Any]] | None = None,
-) -> Mapping[str, Any]:
-    """Translate the arguments of the official constructors."""
-    if connect_f not in ("ADD", "AND", "IAND"):
-        raise ConfigError(f"connect_f={connect_f!r}: expected 'ADD', 'AND' or 'IAND'")
-    dims = _7B["dims"] if layer_list is None else [layer["channels"] for layer in layer_list]
-    stage = dict(
-        channels=dims[0],
-        up_kernel_size=1,
-        mid_channels=dims[0],
-        num_blocks=1,
-        block_type="sew",
-        k_pool=2,
-    )
-    for layer in layer_list or ():
-        if layer != stage:
-            raise ConfigError(f"layer_list has {layer}: expected {stage} throughout")
-    return {**_7B, "dims": dims, "num_classes": num_classes, "connect": connect_f.lower()}
-
-
-_SPIKING = {"0.0": "synapse.conv", "0.1": "synapse.norm", "1": "neuron"}
-
-register_official(
-    Official(
-        architecture="sew_net",
-        file="fangwei123456/Spike-Element-Wise-ResNet/dvsgesture/smodels.py",
-        callables={"ResNetN": {}, "SEWResNet": {}},
-        arguments=_from_constructor,
-        modules={
-            **join({"conv.0": "stages.0.embed"}, _SPIKING),
-            # Blocks and pools take turns in one list.
-            **join(
-                {
-                    f"conv.{2 * stage + 1}.conv.{i}": f"stages.{stage}.blocks.block.fn.{i}"
-                    for stage in range(7)
-                    for i in range(2)
-                },
-                _SPIKING,
-            ),
-            "out": "head.linear",
-        },
-        axes={"*.w": 1},
-    )
-)

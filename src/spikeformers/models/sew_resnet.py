@@ -10,7 +10,7 @@ arXiv:2102.04159.
 Code: fangwei123456/Spike-Element-Wise-ResNet, MPL-2.0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,6 @@ from spikeformers.layers import (
     vanilla,
 )
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Official, join, register_official
 from spikeformers.models._registry import part, register
 from spikeformers.neurons import IF, NeuronFactory
 
@@ -69,26 +68,26 @@ def vanilla_block(convs: Convs, shortcut: Synapse | None, neuron: NeuronFactory)
     return vanilla(fn, neuron(), shortcut)
 
 
-_BASIC: dict[str, Any] = dict(dims=(64, 128, 256, 512), body=basic_body)
-_BOTTLENECK: dict[str, Any] = dict(dims=(256, 512, 1024, 2048), body=bottleneck_body)
+BASIC: dict[str, Any] = dict(dims=(64, 128, 256, 512), body=basic_body)
+BOTTLENECK: dict[str, Any] = dict(dims=(256, 512, 1024, 2048), body=bottleneck_body)
 _SIZES: dict[str, dict[str, Any]] = {
-    "18": dict(**_BASIC, depths=(2, 2, 2, 2)),
-    "34": dict(**_BASIC, depths=(3, 4, 6, 3)),
-    "50": dict(**_BOTTLENECK, depths=(3, 4, 6, 3)),
-    "101": dict(**_BOTTLENECK, depths=(3, 4, 23, 3)),
-    "152": dict(**_BOTTLENECK, depths=(3, 8, 36, 3)),
+    "18": dict(**BASIC, depths=(2, 2, 2, 2)),
+    "34": dict(**BASIC, depths=(3, 4, 6, 3)),
+    "50": dict(**BOTTLENECK, depths=(3, 4, 6, 3)),
+    "101": dict(**BOTTLENECK, depths=(3, 4, 23, 3)),
+    "152": dict(**BOTTLENECK, depths=(3, 8, 36, 3)),
 }
 _TINY = dict(dims=(8, 12, 16), depths=(1, 2, 1), stem_dim=8, stem=Chain, num_classes=10)
 _IF = partial(IF, surrogate="atan")
-_AND, _IAND = partial(sew_block, connect="and"), partial(sew_block, connect="iand")
+AND, IAND = partial(sew_block, connect="and"), partial(sew_block, connect="iand")
 
 
 @register(
     "sew_resnet",
     variants={
         **_SIZES,
-        **{f"{size}_and": dict(**given, block=_AND) for size, given in _SIZES.items()},
-        **{f"{size}_iand": dict(**given, block=_IAND) for size, given in _SIZES.items()},
+        **{f"{size}_and": dict(**given, block=AND) for size, given in _SIZES.items()},
+        **{f"{size}_iand": dict(**given, block=IAND) for size, given in _SIZES.items()},
         "tiny": _TINY,
     },
 )
@@ -171,80 +170,3 @@ def spiking_resnet(
         body=body,
         block=vanilla_block,
     )
-
-
-_CONNECT = {"ADD": sew_block, "AND": _AND, "IAND": _IAND}
-
-
-def _sew_arguments(
-    *, block: str, layers: Sequence[int], connect_f: str, num_classes: int = 1000
-) -> Mapping[str, Any]:
-    """Translate the arguments of the official SEW-ResNet."""
-    if block not in ("BasicBlock", "Bottleneck"):
-        raise ConfigError(f"block={block!r}: expected 'BasicBlock' or 'Bottleneck'")
-    if connect_f not in _CONNECT:
-        raise ConfigError(f"connect_f={connect_f!r}: expected 'ADD', 'AND' or 'IAND'")
-    size = _BASIC if block == "BasicBlock" else _BOTTLENECK
-    return dict(**size, depths=layers, num_classes=num_classes, block=_CONNECT[connect_f])
-
-
-def _spiking_arguments(
-    *, block: str, layers: Sequence[int], num_classes: int = 1000
-) -> Mapping[str, Any]:
-    """Translate the arguments of the official Spiking ResNet."""
-    if block != "BasicBlock":
-        raise ConfigError(f"block={block!r}: expected 'BasicBlock', the only one with a key map")
-    return dict(**_BASIC, depths=layers, num_classes=num_classes)
-
-
-_CONV = {"0": "conv", "1": "norm"}
-_STEM_AND_HEAD = {
-    "conv1": "stages.0.embed.conv.stem.conv",
-    "bn1": "stages.0.embed.conv.stem.norm",
-    "sn1": "stages.0.embed.neuron",
-    "fc": "head.linear",
-}
-_STAGES = {f"layer{i + 1}.{{i}}": f"stages.{i}.blocks.{{i}}" for i in range(4)}
-
-register_official(
-    Official(
-        architecture="sew_resnet",
-        file="fangwei123456/Spike-Element-Wise-ResNet/imagenet/sew_resnet.py",
-        callables={"SEWResNet": {}},
-        arguments=_sew_arguments,
-        ignored=("T", "zero_init_residual"),
-        modules={
-            **_STEM_AND_HEAD,
-            **join(
-                _STAGES,
-                {
-                    **join({f"conv{i + 1}": f"fn.{i}.synapse" for i in range(3)}, _CONV),
-                    **{f"sn{i + 1}": f"fn.{i}.neuron" for i in range(3)},
-                    **join({"downsample.0": "shortcut.synapse"}, _CONV),
-                    "downsample.1": "shortcut.neuron",
-                },
-            ),
-        },
-    )
-)
-register_official(
-    Official(
-        architecture="spiking_resnet",
-        file="fangwei123456/Spike-Element-Wise-ResNet/imagenet/spiking_resnet.py",
-        callables={"SpikingResNet": {}},
-        arguments=_spiking_arguments,
-        ignored=("T", "zero_init_residual"),
-        modules={
-            **_STEM_AND_HEAD,
-            **join(
-                _STAGES,
-                {
-                    **join({"conv1": "fn.0.synapse", "conv2": "fn.1"}, _CONV),
-                    "sn1": "fn.0.neuron",
-                    "sn2": "neuron",
-                    **join({"downsample": "shortcut"}, _CONV),
-                },
-            ),
-        },
-    )
-)

@@ -29,13 +29,11 @@ from spikeformers.layers import (
     sew,
 )
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Dead, Official, join, register_official
-from spikeformers.models._official_vit import VIT_DEAD, VIT_IGNORED, only_stage, vit_arguments
 from spikeformers.models._registry import register
 from spikeformers.neurons import LIF, NeuronFactory
 
-_CIFAR = dict(pools=2, qkv=partial(LinearBN, bias=True))
-_EVENTS = dict(scale=0.25)
+CIFAR = dict(pools=2, qkv=partial(LinearBN, bias=True))
+EVENTS = dict(scale=0.25)
 
 _SIZES: dict[str, dict[str, Any]] = {
     "6_512": dict(dim=512, depth=6, heads=8),
@@ -43,10 +41,10 @@ _SIZES: dict[str, dict[str, Any]] = {
     "8_512": dict(dim=512, depth=8, heads=8),
     "8_768": dict(dim=768, depth=8, heads=12),
     "10_512": dict(dim=512, depth=10, heads=8),
-    "cifar_4_256": dict(dim=256, depth=4, heads=8, num_classes=10, **_CIFAR),
-    "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **_CIFAR),
-    "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **_CIFAR),
-    "events_2_256": dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10, **_EVENTS),
+    "cifar_4_256": dict(dim=256, depth=4, heads=8, num_classes=10, **CIFAR),
+    "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **CIFAR),
+    "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **CIFAR),
+    "events_2_256": dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10, **EVENTS),
 }
 
 
@@ -111,81 +109,3 @@ def spikformer(
     # The stream holds spikes: no neuron stands in front of the classifier.
     head = None if num_classes is None else ClassificationHead(dim, num_classes, nn.Identity)
     return Backbone([stage], head, in_channels)
-
-
-def _sps(*steps: str) -> dict[str, str]:
-    """Map the tokenizer; `steps` name the layers of each, with `*` for their kind."""
-    places = {step: str(i) for i, step in enumerate(steps)} | {"rpe_*": "position.fn"}
-    kinds = {"conv": "conv.conv", "bn": "conv.norm", "lif": "neuron"}
-    return {
-        f"patch_embed.{step.replace('*', kind)}": f"stages.0.embed.{place}.{layer}"
-        for step, place in places.items()
-        for kind, layer in kinds.items()
-    }
-
-
-def _blocks(kind: str) -> dict[str, str]:
-    """Map the blocks and the head; `kind` is what the file calls a linear map."""
-    places = {
-        **{f"attn.{x}": (f"attn.fn.fn.{x}.synapse", f"attn.fn.fn.{x}.neuron") for x in "qkv"},
-        "attn.proj": ("attn.fn.fn.proj", "attn.fn.neuron"),
-        "mlp.fc1": ("mlp.fn.fn.expand", "mlp.fn.fn.neuron"),
-        "mlp.fc2": ("mlp.fn.fn.project", "mlp.fn.neuron"),
-    }
-    block = {"attn.attn_lif": "attn.fn.fn.neuron"}
-    for place, (synapse, neuron) in places.items():
-        block[f"{place}_{kind}"] = f"{synapse}.linear"
-        block[f"{place}_bn"] = f"{synapse}.norm"
-        block[f"{place}_lif"] = neuron
-    return {**join({"block.{i}": "stages.0.blocks.{i}"}, block), "head": "head.linear"}
-
-
-def _event_leftovers(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    dim = only_stage(model).channels
-    return {"pos_embed": (1, 64, dim), "norm.weight": (dim,), "norm.bias": (dim,)}
-
-
-_LEFTOVERS = Dead("position embedding and layer norm that are never called", _event_leftovers)
-_PROJ = _sps("proj_*", "proj_*1", "proj_*2", "proj_*3")
-
-for official in (
-    Official(
-        architecture="spikformer",
-        file="ZK-Zhou/spikformer/imagenet/model.py",
-        callables={"Spikformer": {}},
-        arguments=vit_arguments({}),
-        ignored=VIT_IGNORED,
-        modules=_PROJ | _blocks("conv"),
-        axes={"*.attn.*_conv.weight": 3, "*.mlp.*_conv.weight": 4},
-        dead=VIT_DEAD,
-    ),
-    Official(
-        architecture="spikformer",
-        file="ZK-Zhou/spikformer/cifar10/model.py",
-        callables={"Spikformer": {}},
-        arguments=vit_arguments(_CIFAR),
-        ignored=(*VIT_IGNORED, "T"),
-        modules=_PROJ | _blocks("linear"),
-        dead=VIT_DEAD,
-    ),
-    Official(
-        architecture="spikformer",
-        file="ZK-Zhou/spikformer/cifar10dvs/model.py",
-        callables={"Spikformer": {}},
-        arguments=vit_arguments(_EVENTS),
-        ignored=VIT_IGNORED,
-        modules=_PROJ | _blocks("conv"),
-        axes={"block.*_conv.weight": 3},
-        dead={**VIT_DEAD, "pos_embed": _LEFTOVERS, "norm.*": _LEFTOVERS},
-    ),
-    Official(
-        architecture="spikformer",
-        file="zhouchenlin2096/Spikingformer-CML/cifar10/CML_Spikformer.py",
-        callables={"Spikformer": {}},
-        arguments=vit_arguments({**_CIFAR, "downsample": pool_then_fire}),
-        ignored=(*VIT_IGNORED, "T"),
-        modules=_sps("block1_*", "block2_*", "block3_*", "block4_*") | _blocks("linear"),
-        dead=VIT_DEAD,
-    ),
-):
-    register_official(official)

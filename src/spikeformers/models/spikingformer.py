@@ -27,32 +27,21 @@ from spikeformers.layers import (
     pool_then_fire,
 )
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Official, join, register_official
-from spikeformers.models._official_vit import (
-    ATTN_BRANCH,
-    BLOCK,
-    MLP_BRANCH,
-    PROJ,
-    VIT_DEAD,
-    VIT_IGNORED,
-    tokenizer_names,
-    vit_arguments,
-)
 from spikeformers.models._registry import register
 from spikeformers.neurons import LIF, NeuronFactory
 
-_CIFAR = dict(pools=2)
-_EVENTS = dict(neuron=partial(LIF, tau=1.5))
-_CML = dict(downsample=pool_then_fire)
-_CML_EVENTS = dict(downsample=pool_then_fire, neuron=partial(LIF, tau=1.75))
+CIFAR = dict(pools=2)
+EVENTS = dict(neuron=partial(LIF, tau=1.5))
+CML = dict(downsample=pool_then_fire)
+CML_EVENTS = dict(downsample=pool_then_fire, neuron=partial(LIF, tau=1.75))
 
 _FRAMES: dict[str, dict[str, Any]] = {
     "8_384": dict(dim=384, depth=8, heads=8),
     "8_512": dict(dim=512, depth=8, heads=8),
     "8_768": dict(dim=768, depth=8, heads=8),
-    "cifar_4_256": dict(dim=256, depth=4, heads=8, num_classes=10, **_CIFAR),
-    "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **_CIFAR),
-    "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **_CIFAR),
+    "cifar_4_256": dict(dim=256, depth=4, heads=8, num_classes=10, **CIFAR),
+    "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **CIFAR),
+    "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **CIFAR),
 }
 _CAMERA = dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10)
 
@@ -61,9 +50,9 @@ _CAMERA = dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10)
     "spikingformer",
     variants={
         **_FRAMES,
-        "events_2_256": dict(**_CAMERA, **_EVENTS),
-        **{f"cml_{name}": dict(**size, **_CML) for name, size in _FRAMES.items()},
-        "cml_events_2_256": dict(**_CAMERA, **_CML_EVENTS),
+        "events_2_256": dict(**_CAMERA, **EVENTS),
+        **{f"cml_{name}": dict(**size, **CML) for name, size in _FRAMES.items()},
+        "cml_events_2_256": dict(**_CAMERA, **CML_EVENTS),
         "tiny": dict(dim=16, depth=1, heads=4, pools=2, num_classes=10),
     },
 )
@@ -113,34 +102,3 @@ def spikingformer(
     stage = Stage(embed, Trunk([block() for _ in range(depth)]), dim, 2**pools)
     head = None if num_classes is None else ClassificationHead(dim, num_classes, nn.Identity)
     return Backbone([stage], head, in_channels)
-
-
-_BLOCKS = {
-    **join({"block.{i}.attn": "stages.0.blocks.{i}.attn"}, ATTN_BRANCH),
-    **join({"block.{i}.mlp": "stages.0.blocks.{i}.mlp"}, MLP_BRANCH),
-    "head": "head.linear",
-}
-
-# Plain and CML files differ in nothing that a checkpoint shows, but for the names in the CIFAR one.
-for file, layout, convs in (
-    ("Spikingformer/imagenet", {}, PROJ),
-    ("Spikingformer/cifar10", _CIFAR, BLOCK),
-    ("Spikingformer/cifar10-dvs", _EVENTS, PROJ),
-    ("Spikingformer/dvs128-gesture", _EVENTS, PROJ),
-    ("Spikingformer-CML/imagenet", _CML, PROJ),
-    ("Spikingformer-CML/cifar10", dict(**_CIFAR, **_CML), PROJ),
-    ("Spikingformer-CML/cifar10-dvs", _CML_EVENTS, PROJ),
-    ("Spikingformer-CML/dvs128-gesture", _CML_EVENTS, PROJ),
-):
-    register_official(
-        Official(
-            architecture="spikingformer",
-            file=f"zhouchenlin2096/{file}/model.py",
-            callables={"vit_snn": {}},
-            arguments=vit_arguments(layout),
-            ignored=(*VIT_IGNORED, "T"),
-            modules=tokenizer_names(convs, "stages.0.embed") | _BLOCKS,
-            axes={"*.attn.*_conv.weight": 3, "*.mlp.*_conv.weight": 4},
-            dead=VIT_DEAD,
-        )
-    )

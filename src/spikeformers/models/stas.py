@@ -20,10 +20,17 @@ from spikeformers.errors import ConfigError, InputError
 from spikeformers.layers import Chain, once
 from spikeformers.models._backbone import Backbone, Stage
 from spikeformers.models._registry import create_model, part, register
-from spikeformers.models._some_tokens import each, membranes_of_tokens, run_gathered, run_masked
+from spikeformers.models._some_tokens import (
+    each,
+    membranes_of_tokens,
+    packed,
+    run_gathered,
+    run_masked,
+    unpacked,
+)
 from spikeformers.neurons import Stateful
 from spikeformers.streaming import bind
-from spikeformers.types import Outputs, State
+from spikeformers.types import Outputs
 
 
 @part
@@ -211,7 +218,7 @@ class Halting(Stateful, Backbone):
         tokens = tokens.flatten(3)[..., None]  # [T, B, C, N, 1]
         before = self.carried.before if self.carried else {}
         blocks = each(self.stages[0].blocks)
-        states = [_unpacked(before, i) for i in range(len(blocks))]
+        states = [unpacked(before, i) for i in range(len(blocks))]
         y = before.get("tokens", tokens[0])
         account = before.get("account", torch.zeros_like(y[:, :1]))
         rest = torch.ones_like(account)
@@ -231,25 +238,10 @@ class Halting(Stateful, Backbone):
         if self.carried:
             self.carried.after.update({"tokens": y, "account": account})
             for i, state in enumerate(states):
-                self.carried.after.update(_packed(state, i))
+                self.carried.after.update(packed(state, i))
         maps = torch.stack(executed).to(x.dtype)[:, :, 0, :, 0].unflatten(0, (len(x), -1))
         return (
             torch.stack(thoughts).squeeze(-1).unflatten(-1, size),
             maps.unflatten(-1, size),
             rest[:, 0, :, 0].unflatten(-1, size),
         )
-
-
-def _packed(state: State, block: int) -> State:
-    """Name the states of a block so that they can be carried as this module's own."""
-    return {f"{block}/{name.replace('.', '/')}": tensor for name, tensor in state.items()}
-
-
-def _unpacked(state: State, block: int) -> State:
-    """Return the states of a block from among this module's own."""
-    prefix = f"{block}/"
-    return {
-        name.removeprefix(prefix).replace("/", "."): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }

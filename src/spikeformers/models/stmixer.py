@@ -11,7 +11,7 @@ Code: brain-intelligence-lab/STMixer_demo, without licence. No weights are publi
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from spikeformers.errors import ConfigError
 from spikeformers.layers import (
-    Blocks,
     Branch,
     Chain,
     ClassificationHead,
     ConvBN,
     LinearBN,
-    Residual,
+    SurrogateHead,
+    SurrogateModule,
     Trunk,
+    time_mean,
 )
 from spikeformers.models._backbone import Backbone, Stage
-from spikeformers.models._official import Official, join, register_official
-from spikeformers.models._registry import part, register
+from spikeformers.models._registry import register
 from spikeformers.neurons import LIF, NeuronFactory
 from spikeformers.types import Outputs
 
@@ -112,80 +112,6 @@ def encoder(
     return dict(mixer=mixer, mlp=mlp)
 
 
-@part
-def time_mean(x: Tensor) -> Tensor:
-    """Average the steps of each sample, `[T, B, ...]` -> `[1, B, ...]`."""
-    return x.mean(0, keepdim=True)
-
-
-@part
-def mixed_time_mean(x: Tensor) -> Tensor:
-    """Average steps of different samples as the authors' code does, `[T, B, ...]` -> `[1, B, ...]`.
-
-    It takes time-first axes for batch-first ones; at `T = 1` nothing changes. It exists so that
-    training can go on from the authors' weights as it began.
-    """
-    steps, batch = x.shape[:2]
-    return x.flatten(0, 1).unflatten(0, (batch, steps)).mean(1)[None]
-
-
-class SurrogateModule(nn.Module):
-    """A classifier without neurons that reads an early map, in training alone.
-
-    Args:
-        dim: Channels.
-        tokens: Number of tokens N.
-        heads: Groups of channels of the token mixers.
-        depth: Encoders.
-        num_classes: Classes K.
-        over_time: Takes the mean over time.
-
-    Shape:
-        potentials `[T, B, C, H, W]` -> scores of one step, `[1, B, K]`.
-
-    Reference:
-        Deng et al., "Surrogate Module Learning: Reduce the Gradient Error Accumulation in Training
-        Spiking Neural Networks", ICML 2023.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        tokens: int,
-        heads: int,
-        depth: int,
-        num_classes: int,
-        over_time: Callable[[Tensor], Tensor],
-    ) -> None:
-        super().__init__()
-        encoders = [encoder(dim, tokens, heads, 4, nn.GELU) for _ in range(depth)]
-        self.over_time = over_time
-        self.proj = Chain(linear=LinearBN(dim, dim), gelu=nn.GELU())
-        self.encoders = Blocks(
-            {name: Residual(Chain(gelu=nn.GELU(), fn=fn)) for name, fn in bodies.items()}
-            for bodies in encoders
-        )
-        self.head = ClassificationHead(dim, num_classes, nn.Identity)
-
-    def forward(self, x: Tensor) -> Tensor | Outputs:
-        """Classify each sample once."""
-        return self.head(self.encoders(self.proj(self.over_time(x))))
-
-
-class SurrogateHead(ClassificationHead):
-    """A classifier on the potentials of the last map, and the surrogate modules of earlier ones.
-
-    Args:
-        dim: Channels.
-        num_classes: Classes K.
-        surrogates: One module for each earlier map.
-    """
-
-    def __init__(self, dim: int, num_classes: int, surrogates: Iterable[nn.Module]) -> None:
-        super().__init__(dim, num_classes, nn.Identity)
-        self.surrogates = nn.ModuleList(surrogates)
-
-
 class STMixer(Backbone):
     """A backbone whose surrogate modules, if any, read the map of each stage but the last."""
 
@@ -201,8 +127,8 @@ class STMixer(Backbone):
 
 
 _LIF = partial(LIF, decay_input=False, detach_reset=False, surrogate="tanh")
-_STRIDES = {2: (1, 1, 1, 2, 2), 4: (1, 2, 2, 2, 2)}
-_CIFAR = dict(image_size=(32, 32), strides=_STRIDES[2], num_classes=10)
+STRIDES = {2: (1, 1, 1, 2, 2), 4: (1, 2, 2, 2, 2)}
+_CIFAR = dict(image_size=(32, 32), strides=STRIDES[2], num_classes=10)
 
 
 @register(
@@ -226,7 +152,7 @@ def stmixer(
     heads: int = 16,
     expansion: int = 4,
     image_size: Sequence[int] = (224, 224),
-    strides: Sequence[int] = _STRIDES[4],
+    strides: Sequence[int] = STRIDES[4],
     surrogates: bool = False,
     over_time: Callable[[Tensor], Tensor] = time_mean,
     in_channels: int = 3,
@@ -286,107 +212,9 @@ def stmixer(
     if surrogates and num_classes is not None:
         # The earlier a module reads, the deeper it is: three encoders at most, one at least.
         depths = [max(1, min(3, depth // 2) - i) for i in range(depth // 2)]
-        modules = [SurrogateModule(dim, tokens, heads, d, num_classes, over_time) for d in depths]
+        surrogate_encoders = [
+            [encoder(dim, tokens, heads, 4, nn.GELU) for _ in range(count)] for count in depths
+        ]
+        modules = [SurrogateModule(dim, e, num_classes, over_time) for e in surrogate_encoders]
         head = SurrogateHead(dim, num_classes, modules)
     return STMixer(stages, head, in_channels, (height, width))
-
-
-def _from_constructor(
-    *,
-    img_size: int,
-    downsample_times: int,
-    embd_dims: int,
-    depths: int,
-    num_head: int,
-    mlp_ratio: int | float,
-    in_channels: int,
-    num_classes: int,
-    sml: bool = False,
-    corrected: bool = False,
-) -> Mapping[str, Any]:
-    """Translate the arguments of the official constructor."""
-    if downsample_times not in _STRIDES:
-        raise ConfigError(f"downsample_times={downsample_times}: expected 2 or 4")
-    if mlp_ratio != int(mlp_ratio):
-        raise ConfigError(f"mlp_ratio={mlp_ratio}: expected a whole number")
-    return dict(
-        dim=embd_dims,
-        depth=depths,
-        heads=num_head,
-        expansion=int(mlp_ratio),
-        image_size=(img_size, img_size),
-        strides=_STRIDES[downsample_times],
-        surrogates=sml,
-        over_time=time_mean if corrected else mixed_time_mean,
-        in_channels=in_channels,
-        num_classes=num_classes,
-    )
-
-
-_SPLIT = {
-    **{f"proj_conv.{3 * i}": f"spiking.conv{i + 1}.conv" for i in range(5)},
-    **{f"proj_conv.{3 * i + 1}": f"spiking.conv{i + 1}.norm" for i in range(5)},
-    **{f"proj_conv.{3 * i + 2}": f"spiking.neuron{i + 1}" for i in range(4)},
-    "short_proj1.0": "direct.conv",
-    "short_proj1.1": "direct.norm",
-}
-_MIXER = {
-    "fc1.1": "linear1.linear",
-    "fc1.2": "linear1.norm",
-    "fc1.3": "neuron1",
-    "attn.linear_mix.{i}": "tokens.heads.{i}",
-    "fc2.0": "neuron2",
-    "fc2.1": "linear2.linear",
-    "fc2.2": "linear2.norm",
-}
-_EXPAND = {"fc1.1": "expand.linear", "fc1.2": "expand.norm"}
-_PROJECT = {"fc2.0": "neuron", "fc2.1": "project.linear", "fc2.2": "project.norm"}
-_PROJECT_SML = {"fc2.0": "project.linear", "fc2.1": "project.norm"}
-_ENCODER = {
-    "token_mix.fc1.0": "mixer.neuron",
-    **join({"token_mix": "mixer.fn"}, _MIXER),
-    "channel_mix.fc1.0": "mlp.neuron",
-    **join({"channel_mix": "mlp.fn"}, _EXPAND | _PROJECT),
-}
-_SURROGATE_ENDS = {
-    "proj_conv.0": "proj.linear.linear",
-    "proj_conv.1": "proj.linear.norm",
-    "head": "head.linear",
-}
-_SURROGATE_ENCODER = {
-    **join({"spatial_mix": "mixer.fn.fn"}, _MIXER),
-    **join({"channel_mix": "mlp.fn.fn"}, _EXPAND | _PROJECT_SML),
-}
-
-
-def _encoders(model: nn.Module) -> dict[str, str]:
-    """Name the encoders, two to a stage, and the surrogate modules."""
-    blocks = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleDict)]
-    main = [path for path in blocks if path.startswith("stages.")]
-    names = join({f"block.{i}": path for i, path in enumerate(main)}, _ENCODER)
-    surrogates = [m for m in model.modules() if isinstance(m, SurrogateModule)]
-    for n, surrogate in enumerate(surrogates):
-        depth = len(surrogate.encoders)
-        encoders = {f"encoder.{i}": f"encoders.{i}" for i in range(depth)}
-        inner = _SURROGATE_ENDS | join(encoders, _SURROGATE_ENCODER)
-        names |= join({f"sml{n + 1}": f"head.surrogates.{n}"}, inner)
-    return names
-
-
-register_official(
-    Official(
-        architecture="stmixer",
-        file="brain-intelligence-lab/STMixer_demo/models/STMixer.py",
-        callables={"STMixerV3": {}},
-        arguments=_from_constructor,
-        ignored=("T",),
-        modules={**join({"patch_embd": "stages.0.embed"}, _SPLIT), "head": "head.linear"},
-        modules_of=_encoders,
-        axes={
-            "sml*.proj_conv.0.weight": 3,
-            "sml*.channel_mix.fc2.0.weight": 3,
-            "sml*.channel_mix.fc2.1.weight": 1,
-            "*_mix.fc?.1.weight": 3,
-        },
-    )
-)

@@ -1,7 +1,7 @@
 """The integer neuron as a chip plays it: an integer becomes so many binary spikes.
 
-A step is a window of `levels` sub-steps. The neuron collects the currents of the whole window, then
-fires one spike in each of the first `s` sub-steps, where `s` is the integer of `ops/ilif`. It exists
+A step is a window of `levels` sub-steps. The neuron collects the currents of the whole window, and
+fires one spike in each of its first `s` sub-steps, where `s` is the integer of `ops/ilif`. It is
 for inference and has no gradient.
 """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from spikeformers.errors import ConfigError
 from spikeformers.models._official import join
-from spikeformers.models._official_vit import VIT_IGNORED
+from spikeformers.models.official._vit import VIT_IGNORED
 
 # Names of an embedding's convolutions -> their places in `SPEDS`.
 IMAGE_STEM = {"proj": "lead.0", "proj1": "body.fn.0", "proj2": "body.fn.1"}

@@ -1,0 +1,263 @@
+"""A masked autoencoder: a spiking backbone that sees part of an image, and a decoder for the rest.
+
+The backbone learns without labels. Of each image it gets some tokens only, as if the image had
+holes; a small vision transformer without neurons guesses the pixels of the others. After training
+the decoder is thrown away and a classifier takes its place as the head.
+
+Paper: Yao et al., "Scaling Spike-driven Transformer with Efficient Spike Firing Approximation
+Training", T-PAMI 2025, arXiv:2411.16061, after He et al., "Masked Autoencoders Are Scalable Vision
+Learners", CVPR 2022, arXiv:2111.06377. That convolutions leave holes empty is of Tian et al.,
+"Designing BERT for Convolutional Networks" (SparK), ICLR 2023, arXiv:2301.03580.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikeformers.errors import ConfigError, InputError
+from spikeformers.layers import BatchNorm
+from spikeformers.models._backbone import Backbone
+from spikeformers.models._registry import create_model, register
+from spikeformers.models._some_tokens import each, membranes_of_tokens
+
+
+@register("masked_autoencoder", variants={})
+def masked_autoencoder(
+    *,
+    backbone: str,
+    overrides: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
+    decoder_dim: int = 256,
+    decoder_depth: int = 4,
+    decoder_heads: int = 4,
+) -> "MaskedAutoencoder":
+    """Build a masked autoencoder around a registered backbone.
+
+    Args:
+        backbone: Its registered name.
+        overrides: Further arguments of the backbone.
+        in_channels: Channels of the input.
+        decoder_dim: Width of the decoder.
+        decoder_depth: Its blocks.
+        decoder_heads: Its attention heads.
+
+    Raises:
+        ConfigError: If the decoder's width does not fit its heads and positions, or the backbone is
+            more than stages and a head.
+    """
+    encoder = create_model(backbone, in_channels=in_channels, num_classes=None, **overrides or {})
+    if type(encoder).features is not Backbone.features:
+        raise ConfigError(f"backbone={backbone} is more than stages: nothing of it can be left out")
+    pixels = in_channels * encoder.strides[-1] ** 2
+    decoder = PixelDecoder(encoder.channels[-1], pixels, decoder_dim, decoder_depth, decoder_heads)
+    return MaskedAutoencoder(encoder, decoder)
+
+
+@dataclass(frozen=True)
+class View:
+    """The tokens of images that are seen.
+
+    Attributes:
+        tokens: Their numbers, for each image equally many, `[B, M]`.
+        grid: Rows and columns of all tokens.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+
+    def take(self, maps: Tensor) -> Tensor:
+        """Cut seen tokens out of maps of any resolution.
+
+        Shape:
+            `[T*B, C, H, W]` -> `[T*B, C, P, M]` with P places per token.
+        """
+        side = maps.shape[2] // self.grid[0]
+        tokens = F.pixel_unshuffle(maps, side).unflatten(1, (maps.shape[1], -1)).flatten(3)
+        return tokens.gather(3, self._index(tokens))
+
+    def put(self, tokens: Tensor) -> Tensor:
+        """Put seen tokens back in their places; what is not seen is 0.
+
+        Shape:
+            `[T*B, C, P, M]` -> `[T*B, C, H, W]`.
+        """
+        rows, columns = self.grid
+        every = tokens.new_zeros(*tokens.shape[:3], rows * columns)
+        every = every.scatter(3, self._index(tokens), tokens)
+        side = round(tokens.shape[2] ** 0.5)
+        return F.pixel_shuffle(every.flatten(1, 2).unflatten(2, self.grid), side)
+
+    def _index(self, tokens: Tensor) -> Tensor:
+        steps = len(tokens) // len(self.tokens)
+        return self.tokens.repeat(steps, 1)[:, None, None].expand(-1, *tokens.shape[1:3], -1)
+
+
+class MaskedAutoencoder(Backbone):
+    """A backbone that sees some tokens, and a decoder as its head that predicts the pixels of all.
+
+    A token is a square of the image as large as the backbone's last stride. What is hidden is 0 in
+    the image and behind every batch norm, whose statistics are those of what is seen: no
+    convolution knows anything of it, and no hidden neuron fires. Where the last blocks mix tokens
+    by attention only, they compute the seen ones and no others; both ways give the same numbers.
+
+    Args:
+        encoder: A headless backbone. Its stages are reused.
+        decoder: Predicts.
+
+    Shape:
+        x `[T, B, C, H, W]`, visible `[B, M]` -> `[T, B, N, C*p*p]` for N tokens of p x p pixels, in
+        the order of `torch.nn.functional.pixel_unshuffle`.
+
+    Deviations:
+        The decoder reads the membrane of the last block. A pooling window at the border of what is
+        hidden sees zeros there.
+
+    References:
+        Yao et al., T-PAMI 2025, arXiv:2411.16061; Tian et al., ICLR 2023, arXiv:2301.03580, sec. 3.
+    """
+
+    def __init__(self, encoder: Backbone, decoder: "PixelDecoder") -> None:
+        super().__init__(
+            encoder.stages,  # type: ignore[arg-type]
+            decoder,
+            encoder.in_channels,
+            encoder.image_size,
+        )
+        last = self.stages[-1]
+        self.gathers = all(
+            membranes_of_tokens(block, last.channels) is not None for block in each(last.blocks)
+        )
+        self.view: View | None = None
+        gathered = set(last.blocks.modules()) if self.gathers else set()
+        for module in self.stages.modules():
+            if isinstance(module, BatchNorm) and module not in gathered:
+                module.register_forward_pre_hook(self._only_seen)
+                module.register_forward_hook(self._in_place)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the map of every stage, with nothing hidden."""
+        self.view = None
+        return super().features(x)
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Predict the pixels of all tokens from the visible ones; `None` hides nothing."""
+        if not torch.compiler.is_compiling():
+            self._check(x)
+        # It stays after the call: in the backward pass, recomputation runs the norms again.
+        self.view = view = self._view(x, visible)
+        steps = x.shape[:2]
+        x = view.put(view.take(x.flatten(0, 1))).unflatten(0, steps)
+        *stages, last = self.stages
+        for stage in stages:
+            x = stage(x)
+        x = last.embed(x)
+        if self.gathers:
+            seen = last.blocks(view.take(x.flatten(0, 1)).unflatten(0, steps))
+        else:
+            seen = view.take(last.blocks(x).flatten(0, 1)).unflatten(0, steps)
+        return self.head(seen, view)
+
+    def _view(self, x: Tensor, visible: Tensor | None) -> View:
+        height, width = x.shape[3:]
+        side = self.strides[-1]
+        if height % side or width % side:
+            raise InputError(
+                f"x is {height}x{width}: its tokens are {side}x{side} pixels, so height and width "
+                f"must be multiples of {side}"
+            )
+        grid = height // side, width // side
+        if visible is None:
+            visible = torch.arange(grid[0] * grid[1], device=x.device).expand(x.shape[1], -1)
+        return View(visible, grid)
+
+    def _only_seen(self, _norm: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return args if self.view is None else (self.view.take(*args),)
+
+    def _in_place(self, _norm: nn.Module, _args: tuple[Tensor], y: Tensor) -> Tensor:
+        return y if self.view is None else self.view.put(y)
+
+
+class PixelDecoder(nn.Module):
+    """A small vision transformer without neurons that predicts pixels, each time step on its own.
+
+    A learned vector stands where a token is hidden; fixed sines and cosines say where that is.
+
+    Args:
+        channels: Width of the tokens that come.
+        pixels: Numbers that a token stands for.
+        dim: Width of the decoder.
+        depth: Its blocks.
+        heads: Its attention heads.
+
+    Shape:
+        `[T, B, channels, 1, M]` and the view of M tokens -> `[T, B, N, pixels]`.
+
+    Reference:
+        He et al., CVPR 2022, arXiv:2111.06377, sec. 3.
+    """
+
+    def __init__(self, channels: int, pixels: int, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        if dim % 4 or dim % heads:
+            raise ConfigError(
+                f"decoder_dim={dim}: expected a multiple of 4, for the sines and cosines of rows "
+                f"and columns, and of decoder_heads={heads}"
+            )
+        self.embed = nn.Linear(channels, dim)
+        self.hidden = nn.Parameter(torch.empty(dim))
+        self.blocks = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    dim, heads, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(depth)
+            )
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.predict = nn.Linear(dim, pixels)
+        nn.init.normal_(self.hidden, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, view: View) -> Tensor:
+        """Put the tokens in their places, fill the holes, and predict."""
+        seen = self.embed(x.flatten(0, 1).flatten(2).mT)  # [T*B, M, D]
+        rows, columns = view.grid
+        every = self.hidden.to(seen.dtype).expand(len(seen), rows * columns, -1)
+        index = view.tokens.repeat(len(x), 1)[..., None].expand_as(seen)
+        every = every.scatter(1, index, seen) + positions(view.grid, seen)
+        return self.predict(self.norm(self.blocks(every))).unflatten(0, x.shape[:2])
+
+
+def positions(grid: tuple[int, int], like: Tensor) -> Tensor:
+    """Return a vector for every place of a grid: sines and cosines of its row, then of its column.
+
+    The frequencies fall from 1 to 1/10000.
+
+    Args:
+        grid: Rows and columns.
+        like: Has the width D, a multiple of 4, as its last axis, and the dtype and device.
+
+    Shape:
+        `[rows * columns, D]`.
+
+    Reference:
+        Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, sec. 3.5.
+    """
+    quarter = like.shape[-1] // 4
+    exponent = torch.arange(quarter, dtype=torch.float64, device=like.device) / quarter
+    waves = []
+    for size in grid:
+        places = torch.arange(size, dtype=torch.float64, device=like.device)
+        angle = places[:, None] / 10000**exponent
+        waves.append(torch.cat([angle.sin(), angle.cos()], 1))
+    rows, columns = grid
+    of_row = waves[0][:, None].expand(-1, columns, -1)
+    of_column = waves[1][None].expand(rows, -1, -1)
+    return torch.cat([of_row, of_column], 2).flatten(0, 1).to(like.dtype)
