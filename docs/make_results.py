@@ -33,6 +33,8 @@ TITLES = {
     "imagenet": "ImageNet-1K",
     "cifar10_dvs": "CIFAR10-DVS",
     "dvs128_gesture": "DVS128 Gesture",
+    "har_dvs": "HAR-DVS",
+    "kinetics400": "Kinetics-400 (videos)",
 }
 HEAD = """# Results
 
@@ -85,12 +87,20 @@ def mean(records: Sequence[Facts]) -> float:
 
 
 def matching(claim: Facts, records: Sequence[Facts]) -> list[Facts]:
-    """Return the measurements of a claim: of its recipe and, where it is a number, at its T."""
+    """Return the measurements of a claim: of its recipe and, where they are given, T and epochs."""
     return [
         record
         for record in records
-        if record["recipe"] == claim["recipe"] and claim["timesteps"] in (record["timesteps"], None)
+        if record["recipe"] == claim["recipe"]
+        and steps(claim) in (record["timesteps"], None)
+        and claim.get("epochs") in (record["epochs"], None)
     ]
+
+
+def steps(claim: Facts) -> int | None:
+    """Return the time steps T of a claim: of "1x4" the first number."""
+    given = claim["timesteps"]
+    return None if given is None else int(str(given).partition("x")[0])
 
 
 def published() -> list[dict[str, Any]]:
@@ -154,10 +164,11 @@ def _row(claim: Facts, records: Sequence[Facts]) -> list[Any]:
     found = matching(claim, records)
     each = ", ".join(f"{record['top1']:.2f}" for record in found)
     shown = f"{mean(found):.2f} ({each})" if len(found) > 1 else each or None
-    sizes = [claim[key] for key in ("size", "parameters", "timesteps", "resolution")]
+    size = f"{claim['size']}, {claim['epochs']} epochs" if "epochs" in claim else claim["size"]
+    sizes = [claim[key] for key in ("parameters", "timesteps", "resolution")]
     recipe = claim["recipe"] and f"`{claim['recipe']}`"
     mine = [shown, status(claim, found), recipe]
-    return [claim["system"], *sizes, claim["top1"], claim["mark"], *mine, claim["source"]]
+    return [claim["system"], size, *sizes, claim["top1"], claim["mark"], *mine, claim["source"]]
 
 
 def _record(record: Facts) -> list[Any]:

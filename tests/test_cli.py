@@ -111,6 +111,8 @@ def test_share_makes_a_folder_that_loads(run: Path, tmp_path: Path, capsys: Outp
 
 def test_list_info_doctor_and_audit(run: Path, capsys: Output) -> None:
     assert ask(["list", "*_15m"], capsys) == {"meta_spikeformer_15m": 15_112_208}
+    expected = ask(["list", "--recipes", "imagenet/sdt_v3_1*"], capsys)
+    assert expected == {"imagenet/sdt_v3_10m": 78.5, "imagenet/sdt_v3_19m": 79.8}
     facts = ask(["info", "meta_spikeformer_tiny"], capsys)
     parts = [*(stage["parameters"] for stage in facts["stages"]), facts["head_parameters"]]
     assert sum(parts) == facts["parameters"]

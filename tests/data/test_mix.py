@@ -27,6 +27,15 @@ def test_targets_say_what_is_in_the_image(mixup: float, cutmix: float) -> None:
         torch.testing.assert_close(images.mean((1, 2, 3)), targets @ torch.arange(5.0))
 
 
+def test_a_share_of_the_batches_is_mixed() -> None:
+    torch.manual_seed(0)
+    mix = Mix(0.5, 0, 5, chance=0.3)
+    mixed = [mix(IMAGES, LABELS)[0] is not IMAGES for _ in range(400)]
+    assert 0.2 < sum(mixed) / 400 < 0.4
+    images, labels = Mix(0.5, 0, 5, chance=0)(IMAGES, LABELS)
+    assert images is IMAGES and labels is LABELS
+
+
 def test_randomness_is_torchs_alone() -> None:
     mix = Mix(0.5, 0.5, 5)
     torch.manual_seed(3)
@@ -45,6 +54,8 @@ def test_one_image_and_bad_numbers() -> None:
         Mix(0, -1, 5)
     with pytest.raises(InputError, match="mixup is nan"):
         Mix(float("nan"), 0, 5)
+    with pytest.raises(InputError, match=r"chance is 1\.5, expected a share"):
+        Mix(0.5, 0, 5, chance=1.5)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0), (0, 1.0)])

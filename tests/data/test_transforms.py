@@ -247,10 +247,11 @@ def test_random_erasing_fills_a_rectangle_with_noise():
     assert rectangle.sum() == rectangle.any(0).sum() * rectangle.any(1).sum()
 
 
-def test_timm_augment_is_a_function_of_the_seeds():
+@pytest.mark.parametrize("policy", [POLICY, "original", "original-mstd0.5"])
+def test_timm_augment_is_a_function_of_the_seeds(policy):
     pytest.importorskip("timm")
     preprocess = Preprocess(12, **RGB)
-    augment = Augment(preprocess, timm_augment=POLICY)
+    augment = Augment(preprocess, timm_augment=policy)
     image = random_image(3, 20, 17)
     results = [seeded(augment, image, seed) for seed in range(10)]
     assert any(not torch.equal(x, results[0]) for x in results)
@@ -289,7 +290,7 @@ def test_every_change_survives_pickling_together():
         "rand-m9.5",
         "rand-tmine",
         "rand-n99-tweights",
-        "original",
+        "original-m9",
         "rand_m9",
     ],
 )

@@ -25,8 +25,10 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == ["True", "not spike-driven"]
 
 
-def test_the_readme_names_every_recipe() -> None:
-    assert [name for name in list_recipes() if f"`{name}`" not in README] == []
+def test_the_readme_names_every_small_recipe_and_every_folder_of_recipes() -> None:
+    names = {f"{folder}/" if file else folder for folder, _, file in RECIPES}
+    assert sorted(name for name in names if f"`{name}`" not in README) == []
 
 
 README = (ROOT / "README.md").read_text()
+RECIPES = [name.partition("/") for name in list_recipes()]

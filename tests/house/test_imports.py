@@ -126,12 +126,14 @@ def test_an_open_door_is_not(source: str) -> None:
 ARCHITECTURES = [p for p in FILES if room_of(p) == "models" and not p.name.startswith("_")]
 
 
-@pytest.mark.parametrize("path", ARCHITECTURES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", ARCHITECTURES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_an_architecture_imports_no_other_architecture(path: Path) -> None:
     of_models = [
-        module.split(".")[1]
+        module.removeprefix("models.").removeprefix("official.")
         for module in modules_in(path.read_text(), package_of(path))
         if module.startswith("models.")
     ]
     assert of_models != []
-    assert all(name.startswith("_") for name in of_models)
+    # The authors' names for an architecture stand in a file of its name, which knows it.
+    own = {path.stem} if path.parent.name == "official" else set()
+    assert all(name.startswith("_") or name in own for name in of_models)

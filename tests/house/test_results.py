@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spikeformers.train import list_recipes
+from spikeformers.train import list_recipes, load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 SPEC = importlib.util.spec_from_file_location("make_results", DOCS / "make_results.py")
@@ -99,6 +99,19 @@ def test_a_measurement_belongs_to_claims_of_its_recipe_and_time_steps() -> None:
         assert results.matching(CLAIM | {"recipe": other}, one) == []
 
 
+def test_a_measurement_belongs_to_claims_of_its_epochs_where_they_are_said() -> None:
+    found = records(94.0, epochs=100)
+    assert results.matching(CLAIM | {"epochs": 100}, found) == found
+    assert results.matching(CLAIM | {"epochs": 400}, found) == []
+    assert "| 8-512, 400 epochs |" in results.page([CLAIM | {"epochs": 400}], [])
+
+
+def test_integer_neurons_are_measured_at_their_first_number_of_steps() -> None:
+    found = records(94.0, timesteps=1)
+    assert results.matching(CLAIM | {"timesteps": "1x4"}, found) == found
+    assert results.matching(CLAIM | {"timesteps": "4x1"}, found) == []
+
+
 def test_the_page_shows_the_mean_each_seed_and_where_it_was_measured() -> None:
     page = results.page([CLAIM], records(94.0, 95.0))
     row = "| Someone's | 8-512 | - | 4 | 32 | 95.0 | S | 94.50 (94.00, 95.00) | reproduced |"
@@ -116,12 +129,30 @@ PUBLISHED = yaml.safe_load((DOCS / "published.yaml").read_text())
 def test_published_rows_are_complete_and_name_real_recipes() -> None:
     keys = {"system", "size", "parameters", "timesteps", "resolution", "data", "top1", "mark"}
     for row in PUBLISHED:
-        assert row.keys() == keys | {"source", "recipe"}, row
+        assert row.keys() - {"epochs"} == keys | {"source", "recipe"}, row
         assert 0 < row["top1"] < 100 and row["mark"] in ("S", "R", "M"), row
         assert row["source"] and row["data"] in results.TITLES, row
         assert row["recipe"] is None or row["recipe"] in list_recipes(), row
     shown = [tuple(v for k, v in row.items() if k not in ("top1", "source")) for row in PUBLISHED]
     assert len(set(shown)) == len(shown)
+
+
+def test_recipes_expect_what_was_published() -> None:
+    claimed = set()
+    for row in PUBLISHED:
+        if row["recipe"] is None:
+            continue
+        recipe = load_recipe(row["recipe"])
+        settings, size = recipe.train, recipe.data.image_size
+        assert row["resolution"] in (size, None), row
+        run = results.steps(row), row.get("epochs", settings.epochs)
+        if run == (settings.timesteps, settings.epochs) and "others' runs" not in row["system"]:
+            assert (row["top1"], row["mark"]) == (recipe.expected.top1, recipe.expected.mark), row
+            claimed.add(row["recipe"])
+    for name in list_recipes():
+        expected = load_recipe(name).expected
+        assert expected.mark in ("own", None) or name in claimed, name
+        assert (expected.top1 is None) == (expected.mark is None) == (expected.source is None), name
 
 
 def test_no_claim_from_memory_is_a_threshold() -> None:

@@ -91,7 +91,7 @@ def test_a_finished_run_is_not_trained_again(small: Small) -> None:
 
 def test_other_settings_do_not_resume(small: Small, tmp_path: Path) -> None:
     fit(small("train.epochs=1"))
-    with pytest.raises(ConfigError, match=r"train.learning_rate was 0.002 and is 0.5"):
+    with pytest.raises(ConfigError, match=r"train.learning_rate was 0.003 and is 0.5"):
         fit(small("train.epochs=1", "train.learning_rate=0.5"))
     moved = tmp_path / "moved"
     (tmp_path / "idx").rename(moved)

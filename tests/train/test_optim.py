@@ -1,4 +1,4 @@
-"""Schedule, weight decay groups, layer decay, LAMB."""
+"""Schedule, weight decay groups, layer decay, LAMB, SGD."""
 
 import dataclasses
 
@@ -44,6 +44,17 @@ def test_the_rate_follows_the_batch_size_where_a_reference_is_given() -> None:
     assert peak_learning_rate(settings(batch_size=1024)) == 2.0
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_beta2_and_epsilon_are_the_optimisers_own_unless_they_are_given(optimizer: str) -> None:
+    model = create_model("meta_spikeformer_tiny")
+    own, given = (
+        make_optimizer(model, settings(optimizer=optimizer, **changes)).param_groups[0]
+        for changes in ({}, dict(beta2=0.95, epsilon=1e-4))
+    )
+    assert tuple(own["betas"]) == (0.9, 0.999) and own["eps"] <= 1e-6
+    assert tuple(given["betas"]) == (0.9, 0.95) and given["eps"] == 1e-4
+
+
 def test_norms_biases_and_neurons_do_not_decay() -> None:
     model = create_model("meta_spikeformer_tiny", neuron="PLIF")
     decayed, spared = make_optimizer(model, settings()).param_groups
@@ -66,7 +77,22 @@ def test_each_layer_learns_slower_than_the_one_above() -> None:
     assert rates["stages.0.embed.conv.conv.weight"] == 0.5**10
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_sgd_keeps_a_share_of_its_last_step() -> None:
+    """`b <- m b + g + w p`, `p <- p - r b`, with rate r, momentum m and weight decay w."""
+    model = create_model("meta_spikeformer_tiny")
+    optimizer = make_optimizer(model, settings(optimizer="sgd", momentum=0.5, learning_rate=0.1))
+    set_learning_rate(optimizer, 0.1)
+    weight = model.head.linear.weight
+    expected, kept = weight.detach().clone(), torch.zeros_like(weight)
+    for gradient in (1.0, -2.0):
+        weight.grad = torch.full_like(weight, gradient)
+        kept = 0.5 * kept + weight.grad + 0.1 * expected
+        expected = expected - 0.1 * kept
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
 def test_optimisers_learn(name: str) -> None:
     torch.manual_seed(0)
     model = create_model("meta_spikeformer_tiny", norm_gain=2.0)

@@ -117,6 +117,7 @@ def test_float16_scales_the_loss_and_resumes(small: Small) -> None:
     [
         "train.tet=0.05",
         "train.optimizer=lamb",
+        "train.optimizer=sgd",
         "train.layer_decay=0.7",
         "augment.mixup=0.5",
         "augment.cutmix=1.0",
@@ -129,6 +130,20 @@ def test_options_train_and_change_the_weights(small: Small, tmp_path: Path, over
     changed = weights_of(small("train.epochs=1", override, f"out={tmp_path / 'changed'}"))
     key = "model.stages.0.embed.conv.conv.weight"
     assert changed[key].isfinite().all() and not torch.equal(plain[key], changed[key])
+
+
+def test_mixing_ends_after_the_epochs_that_mix(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, mixed = loop_module._update, []
+
+    def watch(run: object, images: object, targets: torch.Tensor, where: str) -> None:
+        mixed.append(targets.ndim == 2)
+        update(run, images, targets, where)
+
+    monkeypatch.setattr(loop_module, "_update", watch)
+    fit(small("augment.mixup=0.5", "augment.mix_epochs=1"))
+    assert mixed == [True, True, False, False]
 
 
 def test_surrogate_modules_agree_with_the_main_head(small: Small, tmp_path: Path) -> None:

@@ -1,28 +1,49 @@
 """Recipes are complete, strict and checked before work starts."""
 
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from spikeformers.data import DATASETS, Mix
 from spikeformers.errors import ConfigError
 from spikeformers.models import create_model
 from spikeformers.train import list_recipes, load_recipe
+from spikeformers.train.evaluate import augmentation, preprocessing
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_parses_and_builds(name: str) -> None:
-    named = load_recipe(name).model
+@torch.no_grad()
+def test_every_recipe_parses_and_its_model_takes_its_images(name: str) -> None:
+    recipe = load_recipe(name)
+    named, side = recipe.model, recipe.data.image_size
+    shape = dict(in_channels=named.in_channels, num_classes=named.num_classes)
     with torch.device("meta"):
-        model = create_model(
-            named.name,
-            in_channels=named.in_channels,
-            num_classes=named.num_classes,
-            **named.overrides,
-        )
-    assert model.head.linear.out_features == named.num_classes
+        model = create_model(named.name, **shape, **named.overrides).eval()
+        scores = model(torch.empty(1, 1, named.in_channels, side, side))
+    assert scores.shape == (1, 1, named.num_classes)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_suits_its_data_set(name: str) -> None:
+    recipe = load_recipe(name)
+    frames = [load for load in (DATASETS[recipe.data.name].read_events,) if load is not None]
+    assert recipe.model.in_channels == len(recipe.data.mean) == len(recipe.data.std)
+    assert (recipe.model.in_channels == 2) == bool(frames)
+    augmentation(recipe, preprocessing(recipe.data, recipe.model.in_channels))
+    Mix(recipe.augment.mixup, recipe.augment.cutmix, 10, recipe.augment.mix_chance)
+    ranks = re.search(rf"--nproc-per-node (\d+) -m spikeformers train {name} ", _header(name))
+    assert ranks or f"  spikeformers train {name}" in _header(name)
+    assert recipe.train.batch_size % int(ranks[1] if ranks else 1) == 0
+    assert recipe.out == f"runs/{name}"
+
+
+def _header(name: str) -> str:
+    text = (resources.files("spikeformers") / "recipes" / f"{name}.yaml").read_text()
+    return text.partition("\nout: ")[0]
 
 
 def test_overrides_change_single_keys() -> None:
@@ -50,6 +71,8 @@ def test_overrides_change_single_keys() -> None:
         ("augment.flip=1", "augment.flip=1: expected bool"),
         ("data.mean=[a]", "data.mean='a': expected float"),
         ("train=3", "train must be a section"),
+        ("augment.mix_chance=2", "augment.mix_chance=2.0: expected 0 to 1"),
+        ("train.optimizer=adam", "expected 'adamw' or 'lamb' or 'sgd'"),
         ("distill.kind=hard", "distill is null: give the whole section"),
         ("distill={kind: hard}", "lacks the key 'distill.teacher'"),
         (

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "Train a recipe, or resume it; under torchrun on many processes",
         "spikeformers train digits, or: torchrun --nproc-per-node 8 -m spikeformers train digits",
     )
-    sub.add_argument("recipe", help=f"{', '.join(train.list_recipes())}, or a YAML file")
+    sub.add_argument("recipe", help="one that `spikeformers list --recipes` names, or a YAML file")
     sub.add_argument(
         "overrides",
         nargs="*",
@@ -171,8 +171,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="images or recordings")
 
-    sub = verb("list", verbs.list_models, "List models", "spikeformers list 'meta_spikeformer*'")
+    sub = verb(
+        "list",
+        verbs.list_names,
+        "List models, or recipes",
+        "spikeformers list 'meta_spikeformer*', or: spikeformers list --recipes 'cifar10/*'",
+    )
     sub.add_argument("pattern", nargs="?", default="*", help="shell pattern")
+    sub.add_argument("--recipes", action="store_true", help="recipes and what they expect")
 
     sub = verb(
         "info",

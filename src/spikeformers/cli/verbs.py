@@ -1,6 +1,7 @@
 """What each verb does: arguments in, facts for programs and text for people out."""
 
 import argparse
+import fnmatch
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,17 +31,20 @@ def train_recipe(args: argparse.Namespace) -> Result:
     recipe = train.load_recipe(args.recipe, args.overrides)
     metrics = train.fit(recipe, args.device, tensorboard=args.tensorboard)
     page = _report_of(Path(recipe.out)) if train.is_first_rank() else None
-    metrics.pop("confusion")
-    return metrics, (
-        f"top-1 {metrics['top1']:.2f} % (epoch {metrics['best_epoch']} of {metrics['epochs']}; "
-        f"last epoch {metrics['top1_last']:.2f} %), {metrics['seconds']:.0f} s of training\n"
-        f"report: {page}"
-    )
+    metrics.pop("confusion", None)
+    where = f"epoch {metrics['best_epoch']} of {metrics['epochs']}"
+    result = f"error {metrics['loss']:.4f} of hidden pixels ({where})"
+    if recipe.pretrain is None:
+        last = f"last epoch {metrics['top1_last']:.2f} %"
+        result = f"top-1 {metrics['top1']:.2f} % ({where}; {last})"
+    return metrics, f"{result}, {metrics['seconds']:.0f} s of training\nreport: {page}"
 
 
 def _report_of(folder: Path) -> Path:
     """Gather what there is to see of the best checkpoint and write the page."""
-    model, recipe, progress = train.load_trained(folder / "best.safetensors")
+    model, recipe, progress = train.load_run(folder / "best.safetensors")
+    if recipe.pretrain is not None:
+        return report.write_report(folder)
     model.float()
     timesteps = recipe.train.timesteps
     test_set = data.load_dataset(recipe.data.name, recipe.data.root, "test", timesteps)
@@ -85,17 +89,19 @@ def evaluate(args: argparse.Namespace) -> Result:
     rate = (
         "" if figures["firing_rate"] is None else f"; neurons fire at {figures['firing_rate']:.1%}"
     )
-    return figures, (
-        f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} % "
-        f"on {figures['images']} images of {figures['data']}{rate}"
+    result = (
+        f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %"
+        if "top1" in figures
+        else f"error {figures['loss']:.4f} of hidden pixels"
     )
+    return figures, f"{result} on {figures['images']} images of {figures['data']}{rate}"
 
 
 def verify(args: argparse.Namespace) -> Result:
     """Compare a checkpoint with its recipe."""
     recipe = train.load_recipe(args.recipe, args.overrides)
     facts = train.verify(
-        Path(args.recipe).stem,
+        args.recipe if args.recipe in train.list_recipes() else Path(args.recipe).stem,
         recipe,
         args.checkpoint,
         root=recipe.data.root,
@@ -137,7 +143,8 @@ def _recipe_named_like(folder: str | None) -> str:
     known = train.list_recipes()
     if name not in known:
         which = f"no recipe is named like the folder {folder}" if folder else "there is no --data"
-        raise ConfigError(f"{which}: name one with --recipe, for example {', '.join(known)}")
+        small = ", ".join(name for name in known if "/" not in name)
+        raise ConfigError(f"{which}: name one with --recipe, for example {small}")
     return name
 
 
@@ -185,10 +192,24 @@ def predict(args: argparse.Namespace) -> Result:
     return rows, "\n".join(lines)
 
 
-def list_models(args: argparse.Namespace) -> Result:
-    """List models and their sizes."""
+def list_names(args: argparse.Namespace) -> Result:
+    """List models and their sizes, or recipes and what they expect."""
+    return _list_recipes(args.pattern) if args.recipes else _list_models(args.pattern)
+
+
+def _list_recipes(pattern: str) -> Result:
+    names = fnmatch.filter(train.list_recipes(), pattern)
+    expected = {name: train.load_recipe(name).expected.top1 for name in names}
+    lines = [
+        name if top1 is None else f"{name:42} {top1:6.2f} % top-1"
+        for name, top1 in expected.items()
+    ]
+    return expected, "\n".join(lines)
+
+
+def _list_models(pattern: str) -> Result:
     sizes = {}
-    for name in sf.list_models(args.pattern):
+    for name in sf.list_models(pattern):
         with torch.device("meta"):
             sizes[name] = _size(sf.create_model(name))
     return sizes, "\n".join(f"{name:32} {size:>13,} parameters" for name, size in sizes.items())

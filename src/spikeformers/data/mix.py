@@ -33,9 +33,7 @@ class Mix:
         Yun et al., "CutMix", ICCV 2019, arXiv:1905.04899.
     """
 
-    def __init__(
-        self, mixup: float, cutmix: float, num_classes: int, chance: float = 1.0
-    ) -> None:
+    def __init__(self, mixup: float, cutmix: float, num_classes: int, chance: float = 1.0) -> None:
         for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
             if not 0 <= alpha < math.inf:
                 raise InputError(f"{name} is {alpha}, expected 0 (off) or a positive number")

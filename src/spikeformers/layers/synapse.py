@@ -396,7 +396,8 @@ class Once(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[T, B, ...]` with equal steps -> `[T, B, ...]`."""
         first = x[:1]
-        if not torch.compiler.is_compiling() and not torch.equal(x, first.expand_as(x)):
+        looks = not torch.compiler.is_compiling() and len(x) > 1
+        if looks and not torch.equal(x, first.expand_as(x)):
             raise InputError("once() needs a static input, but the time steps of x differ")
         y = self.stem(first)
         return y.expand(len(x), *y.shape[1:])

@@ -35,12 +35,17 @@ def _epochs(epochs: Sequence[Facts]) -> Markup:
         measured = [fact.get(key) for fact in epochs]
         return Curve(label, [fact["epoch"] for fact in epochs], measured, colour)
 
+    loss = [curve("training", "loss")]
     top1 = [curve("training", "train_top1"), curve("held-out", "top1", HELD_OUT)]
     drawings = [
-        ("Loss", [curve("training", "loss")], "loss"),
+        ("Loss", loss, "loss"),
         ("Top-1 accuracy", top1, "%"),
         ("Learning rate", [curve("learning rate", "learning_rate")], "learning rate"),
     ]
+    if all(fact.get("train_top1") is None for fact in epochs):
+        # Pre-training without labels: the held-out loss takes the place of the accuracy.
+        loss.append(curve("held-out", "held_out_loss", HELD_OUT))
+        del drawings[1]
     figures = [
         _figure(title, plots.curves(f"{title} by epoch", lines, x="epoch", y=unit))
         for title, lines, unit in drawings

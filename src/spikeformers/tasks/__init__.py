@@ -1,6 +1,7 @@
 """What a network is trained for: each task encodes, scores and measures."""
 
 from spikeformers.tasks.classification import Accuracy, Classification
+from spikeformers.tasks.masked import MaskedAutoencoding, ReconstructionError
 from spikeformers.tasks.objectives import (
     TET,
     CrossEntropy,
@@ -15,6 +16,12 @@ __all__ = [
     "Classification",
     "CrossEntropy",
     "Distillation",
+    "MaskedAutoencoding",
     "Objective",
+    "ReconstructionError",
     "SurrogateAgreement",
+    "Task",
 ]
+
+Task = Classification | MaskedAutoencoding
+"""What the training loop can train for."""

@@ -5,6 +5,7 @@ from spikeformers.train.distributed import default_device, is_first_rank, joined
 from spikeformers.train.evaluate import (
     evaluate,
     evaluate_checkpoint,
+    load_run,
     load_trained,
     preprocessing,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "joined",
     "list_recipes",
     "load_recipe",
+    "load_run",
     "load_trained",
     "preprocessing",
     "share_run",

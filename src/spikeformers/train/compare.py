@@ -129,6 +129,8 @@ def compare(
         StoppedError: If a signal asked to stop; the same call goes on.
     """
     base = load_recipe(recipe, overrides)
+    if base.pretrain is not None:
+        raise ConfigError(f"{recipe} pre-trains without labels: compare classifiers only")
     # What the recipe claims, it claims of its own model.
     base = dataclasses.replace(base, expected=ExpectedSection(**dict.fromkeys(vars(base.expected))))
     path, budget = Path(folder) / RESULT, _budget(base, minutes, epochs)

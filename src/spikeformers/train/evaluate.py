@@ -21,9 +21,15 @@ from spikeformers.data.loader import Batch, EpochBatches
 from spikeformers.errors import CheckpointError, ConfigError
 from spikeformers.layers import BatchNorm
 from spikeformers.models import Backbone, create_model, load_model, read_checkpoint
-from spikeformers.tasks import Classification
+from spikeformers.tasks import Classification, MaskedAutoencoding, Task
 from spikeformers.train.distributed import Ranks, joined
-from spikeformers.train.recipe import DataSection, Recipe, recipe_from_dict
+from spikeformers.train.recipe import (
+    DataSection,
+    ModelSection,
+    PretrainSection,
+    Recipe,
+    recipe_from_dict,
+)
 
 
 def build_model(recipe: Recipe, dataset: ImageDataset) -> Backbone:
@@ -40,23 +46,52 @@ def build_model(recipe: Recipe, dataset: ImageDataset) -> Backbone:
         if value != expected:
             raise ConfigError(f"{key}={value}, but {recipe.data.name} has {expected}")
     torch.manual_seed(recipe.train.seed)
-    model = create_model(
-        named.name,
-        in_channels=named.in_channels,
-        num_classes=named.num_classes,
-        **named.overrides,
-    )
+    if recipe.pretrain is None:
+        model = create_model(
+            named.name,
+            in_channels=named.in_channels,
+            num_classes=named.num_classes,
+            **named.overrides,
+        )
+    else:
+        model = _autoencoder(named, recipe.pretrain)
     if named.weights is not None:
         start_from(model, named.weights)
     return model
+
+
+def _autoencoder(named: ModelSection, pretrain: PretrainSection) -> Backbone:
+    model = create_model(
+        "masked_autoencoder",
+        backbone=named.name,
+        overrides=named.overrides,
+        in_channels=named.in_channels,
+        decoder_dim=pretrain.decoder_dim,
+        decoder_depth=pretrain.decoder_depth,
+        decoder_heads=pretrain.decoder_heads,
+    )
+    if pretrain.patch != model.strides[-1]:
+        raise ConfigError(
+            f"pretrain.patch={pretrain.patch}, but a token of {named.name} stands for "
+            f"{model.strides[-1]} pixels"
+        )
+    return model
+
+
+def bare_task(recipe: Recipe) -> Task:
+    """Return what a recipe trains for, without what only training needs."""
+    if recipe.pretrain is None:
+        return Classification(recipe.train.timesteps)
+    pretrain = recipe.pretrain
+    return MaskedAutoencoding(recipe.train.timesteps, pretrain.mask_ratio, pretrain.patch)
 
 
 @torch.no_grad()
 def start_from(model: Backbone, path: str | Path) -> None:
     """Take over the weights of a checkpoint, for fine-tuning: more steps, other classes, a teacher.
 
-    The head's weights are taken over where they fit; a head of other classes, or the second one of
-    a `DistillationHead`, keeps its start.
+    The head's weights are taken over where they fit; a head of other classes, the second one of a
+    `DistillationHead`, or one in the place of a decoder keeps its start.
 
     Raises:
         CheckpointError: If the file is damaged or its backbone is another one.
@@ -112,19 +147,19 @@ def recalibrate(model: Backbone, images: Iterable[Tensor], timesteps: int) -> No
 
 
 def evaluate(
-    model: Backbone, batches: Iterable[Batch], task: Classification, classes: int, ranks: Ranks
+    model: Backbone, batches: Iterable[Batch], task: Task, classes: int, ranks: Ranks
 ) -> dict[str, Any]:
     """Return the figures of a model on this process' part of a data set, summed over all of them.
 
     Args:
         model: Its training mode is restored.
         batches: Images `[B, C, H, W]`, or frames `[B, T, C, H, W]`, and labels `[B]`.
-        task: Reads out and counts.
+        task: Reads out and measures.
         classes: Number of classes.
         ranks: The processes that share the work.
 
     Returns:
-        See `tasks.Accuracy.compute`.
+        What the task's metric computes; see for example `tasks.Accuracy.compute`.
     """
     metric = task.metric(classes)
     parameter = next(model.parameters())
@@ -175,6 +210,22 @@ def load_trained(path: str | Path) -> tuple[Backbone, Recipe, dict[str, Any]]:
     """Return the model of a training checkpoint, its recipe and how far it has come (`Progress`).
 
     Raises:
+        CheckpointError: If the file is damaged, holds weights without a recipe, or was only
+            pre-trained, so that it knows no classes.
+    """
+    model, recipe, progress = load_run(path)
+    if recipe.pretrain is not None:
+        raise CheckpointError(
+            f"{path} was pre-trained without labels and knows no classes: fine-tune from it with "
+            f"model.weights={path}"
+        )
+    return model, recipe, progress
+
+
+def load_run(path: str | Path) -> tuple[Backbone, Recipe, dict[str, Any]]:
+    """Return what `load_trained` returns, for a model that was only pre-trained as well.
+
+    Raises:
         CheckpointError: If the file is damaged or holds weights without a recipe.
     """
     model = load_model(path)
@@ -199,9 +250,9 @@ def evaluate_checkpoint(
         and images.
     """
     with joined(device) as ranks:
-        model, recipe, _ = load_trained(path)
+        model, recipe, _ = load_run(path)
         dataset, batches = open_test_set(recipe, root, ranks)
-        task = Classification(recipe.train.timesteps)
+        task = bare_task(recipe)
         with count_spikes(model) as counts:
             figures = evaluate(model.to(ranks.device), batches, task, len(dataset.classes), ranks)
         spikes, places = ranks.total(counts).tolist()

@@ -24,7 +24,7 @@ from spikeformers.data import Augment, ImageDataset, Mix, Preprocess, epoch_batc
 from spikeformers.data.loader import EpochBatches
 from spikeformers.errors import StoppedError, TrainingError
 from spikeformers.models import load_model
-from spikeformers.tasks import Classification
+from spikeformers.tasks import Task
 from spikeformers.train.checkpoint import good, resume, save_best, save_last
 from spikeformers.train.distributed import Ranks, joined
 from spikeformers.train.evaluate import (
@@ -139,7 +139,7 @@ class _Run:
     preprocess: Preprocess
     augment: Augment
     mix: Mix
-    task: Classification
+    task: Task
     training: Training
     epoch_steps: int
 
@@ -184,19 +184,20 @@ def _one_epoch(run: _Run, epoch: int, log: Log) -> None:
         # Evaluation may take long: what was trained is safe before it starts.
         save_last(run.last, run.training, run.recipe)
         figures = _evaluate_epoch(run, epoch)
-        done.top1_last = figures["top1"]
+        done.top1_last = figures.get("top1")
     done.epoch, done.counts = epoch, [0.0, 0.0, 0.0]
-    if figures and (done.top1 is None or figures["top1"] > done.top1):
-        done.top1, done.best_epoch = figures["top1"], epoch
+    if figures and done.is_beaten_by(figures):
+        done.top1, done.loss, done.best_epoch = figures.get("top1"), figures["loss"], epoch
         save_best(run.best, run.training, run.recipe)
     measured = {key: figures.get(key) for key in ("top1", "top5", "top1_per_step")}
+    measured["held_out_loss"] = figures.get("loss")
     log.epoch(epoch=epoch, step=done.step, **learned, **measured)
     save_last(run.last, run.training, run.recipe)
     if epoch < settings.epochs:
         _obey(run)
 
 
-def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
+def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float | None]:
     """Take the steps that are left of an epoch; return its mean loss and accuracy."""
     settings, done = run.recipe.train, run.training.done
     before, first, seconds_before = done.step, (epoch - 1) * run.epoch_steps, done.seconds
@@ -214,13 +215,15 @@ def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float]:
         log.say(message, event="skipped", epoch=epoch)
 
     done.peak_memory_mib = peak_memory(run.ranks.device, so_far=done.peak_memory_mib)
+    # A run that was killed after the last step of an epoch has none left to time.
     seconds = done.seconds - seconds_before
+    pace = (done.step - before) * settings.batch_size / seconds if seconds else None
     loss_sum, hits, seen = run.ranks.total(torch.tensor(done.counts, dtype=torch.float64)).tolist()
     return {
         "loss": loss_sum / seen,
-        "train_top1": 100 * hits / seen,
+        "train_top1": None if run.recipe.pretrain else 100 * hits / seen,
         "learning_rate": learning_rate_at(done.step - 1, run.epoch_steps, settings),
-        "images_per_second": (done.step - before) * settings.batch_size / seconds,
+        "images_per_second": pace,
         "seconds": seconds,
     }
 
@@ -254,7 +257,7 @@ def _update(run: _Run, images: Tensor, targets: Tensor, where: str) -> None:
                 f"the loss became {loss} at {where}: lower train.learning_rate; {good(run.last)}"
             )
         torch.autograd.backward(training.scaler.scale(result["loss"] / settings.accumulate))
-        new = (loss * len(target), int(result["hits"]), len(target))
+        new = (loss * len(target), int(result.get("hits", 0)), len(target))
         training.done.counts = [a + b for a, b in zip(training.done.counts, new, strict=True)]
     if settings.clip_norm is not None:
         training.scaler.unscale_(training.optimizer)

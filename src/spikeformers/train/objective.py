@@ -17,17 +17,26 @@ from spikeformers.tasks import (
     Distillation,
     Objective,
     SurrogateAgreement,
+    Task,
 )
 from spikeformers.train.distributed import is_first_rank
-from spikeformers.train.evaluate import load_trained
+from spikeformers.train.evaluate import bare_task, load_trained
 from spikeformers.train.recipe import DistillSection, Recipe
 
 _TIMM = "timm/"
 
 
-def make_task(recipe: Recipe, device: torch.device) -> Classification:
-    """Return what a recipe trains for, its teacher included."""
+def make_task(recipe: Recipe, device: torch.device) -> Task:
+    """Return what a recipe trains for, its teacher included.
+
+    Raises:
+        ConfigError: If the teacher cannot be loaded or does not fit, or a pre-training is told to
+            do what it cannot.
+    """
     settings, distill = recipe.train, recipe.distill
+    if recipe.pretrain is not None:
+        _check_pretraining(recipe)
+        return bare_task(recipe)
     objective: Objective = CrossEntropy(settings.label_smoothing)
     if settings.tet is not None:
         objective = TET(settings.tet, settings.label_smoothing)
@@ -41,6 +50,23 @@ def make_task(recipe: Recipe, device: torch.device) -> Classification:
     return Classification(
         settings.timesteps, objective, agreement, surrogates, settings.ponder or 0
     )
+
+
+def _check_pretraining(recipe: Recipe) -> None:
+    """Refuse settings that a training without labels, or on parts of images, would ignore."""
+    settings = recipe.train
+    for key, value in (
+        ("augment.mixup", recipe.augment.mixup),
+        ("augment.cutmix", recipe.augment.cutmix),
+        ("train.label_smoothing", settings.label_smoothing),
+        ("train.tet", settings.tet),
+        ("train.sml", settings.sml),
+        ("train.ponder", settings.ponder),
+        ("train.recalibration_batches", settings.recalibration_batches),
+        ("distill", recipe.distill),
+    ):
+        if value:
+            raise ConfigError(f"{key} is set, but does not apply to pre-training: leave it out")
 
 
 class Teacher:

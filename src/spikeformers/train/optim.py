@@ -38,8 +38,13 @@ def make_optimizer(model: Backbone, settings: TrainSection) -> Optimizer:
             groups.append({"params": parameters, "weight_decay": decay, "scale": scale})
     if settings.layer_decay == 1:
         groups = _joined(groups)
+    options: dict[str, Any] = {}
+    if settings.beta2 is not None:
+        options["betas"] = (0.9, settings.beta2)
+    if settings.epsilon is not None:
+        options["eps"] = settings.epsilon
     if settings.optimizer == "adamw":
-        return AdamW(groups, lr=rate, fused=True)
+        return AdamW(groups, lr=rate, fused=True, **options)
     if settings.optimizer == "sgd":
         return SGD(groups, lr=rate, momentum=settings.momentum)
     if settings.sharded:
@@ -49,7 +54,7 @@ def make_optimizer(model: Backbone, settings: TrainSection) -> Optimizer:
         )
     lamb = import_timm().optim.Lamb
     # Clipping the gradient is the loop's business, for every optimiser alike.
-    optimizer: Optimizer = lamb(groups, lr=rate, max_grad_norm=None, trust_clip=True)
+    optimizer: Optimizer = lamb(groups, lr=rate, max_grad_norm=None, trust_clip=True, **options)
     return optimizer
 
 

@@ -1,6 +1,6 @@
 """A model in training: all that the next step depends on, besides the recipe and the images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -32,8 +32,10 @@ class Progress:
         epoch: Finished epochs, their evaluation included.
         step: Finished optimiser steps.
         counts: Loss, hits and images of the unfinished epoch, summed over images.
-        best_epoch: Epoch of the best held-out accuracy so far.
+        best_epoch: Epoch of the best held-out accuracy so far; of the lowest held-out loss where
+            there is no accuracy.
         top1: That accuracy, in percent.
+        loss: The held-out loss of that epoch.
         top1_last: The held-out accuracy that was measured last.
         seconds: Time spent training, interruptions left out.
         peak_memory_mib: Most memory that training has held; see `log.peak_memory`.
@@ -45,9 +47,16 @@ class Progress:
     counts: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     best_epoch: int = 0
     top1: float | None = None
+    loss: float | None = None
     top1_last: float | None = None
     seconds: float = 0.0
     peak_memory_mib: float | None = None
+
+    def is_beaten_by(self, figures: Mapping[str, Any]) -> bool:
+        """Whether these figures are the best so far."""
+        if "top1" in figures:
+            return self.top1 is None or figures["top1"] > self.top1
+        return self.loss is None or figures["loss"] < self.loss
 
 
 @dataclass

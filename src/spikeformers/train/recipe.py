@@ -115,6 +115,8 @@ class TrainSection:
             sees a micro-batch at a time.
         optimizer: "adamw", "lamb" or "sgd".
         momentum: Share of its last step that SGD keeps; the others have none to set.
+        beta2: How slowly AdamW and LAMB forget squared gradients; null is 0.999.
+        epsilon: What they add to the divisor; null is their own.
         learning_rate: Peak rate.
         reference_batch: Batch size that `learning_rate` is meant for; it is scaled linearly to
             `batch_size`. null takes the rate as it is.
@@ -150,6 +152,8 @@ class TrainSection:
     accumulate: int
     optimizer: str
     momentum: float
+    beta2: float | None
+    epsilon: float | None
     learning_rate: float
     reference_batch: int | None
     final_learning_rate: float
@@ -169,6 +173,28 @@ class TrainSection:
     recalibration_batches: int
     evaluate_every: int
     checkpoint_steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSection:
+    """Training without labels: hidden parts of images are guessed; see `tasks.MaskedAutoencoding`.
+
+    `best.safetensors` is then the epoch of the lowest error; `model.weights` of another recipe
+    starts from it.
+
+    Attributes:
+        mask_ratio: Share of the tokens that is hidden.
+        patch: Side of a token in pixels, which is the model's last stride.
+        decoder_dim: Width of the decoder; see `models.masked_autoencoder`.
+        decoder_depth: Its blocks.
+        decoder_heads: Its attention heads.
+    """
+
+    mask_ratio: float
+    patch: int
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +246,7 @@ class Recipe:
     augment: AugmentSection
     train: TrainSection
     distill: DistillSection | None
+    pretrain: PretrainSection | None
     expected: ExpectedSection
 
     def as_dict(self) -> dict[str, Any]:
@@ -297,6 +324,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.batch_size": (1, math.inf),
     "train.accumulate": (1, math.inf),
     "train.momentum": (0, 0.9999),
+    "train.beta2": (0, 1 - _TINY),
+    "train.epsilon": (_TINY, math.inf),
     "train.learning_rate": (_TINY, math.inf),
     "train.reference_batch": (1, math.inf),
     "train.final_learning_rate": (0, math.inf),
@@ -314,6 +343,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.checkpoint_steps": (1, math.inf),
     "distill.weight": (0, 1),
     "distill.temperature": (_TINY, math.inf),
+    "pretrain.mask_ratio": (0.01, 0.99),
+    "pretrain.patch": (1, math.inf),
+    "pretrain.decoder_dim": (4, math.inf),
+    "pretrain.decoder_depth": (1, math.inf),
+    "pretrain.decoder_heads": (1, math.inf),
 }
 _CHOICES = {
     "data.unreadable": ("fail", "skip"),

@@ -32,8 +32,8 @@ def share_run(
         The folder.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged or not of a run, or a file or the repository
-            cannot be written.
+        CheckpointError: If the checkpoint is damaged, not of a run or only pre-trained, or a file
+            or the repository cannot be written.
         DataError: If `metrics.json` or `log.jsonl` is missing, damaged or of another run.
         MissingExtraError: If huggingface_hub is not installed.
     """
@@ -42,6 +42,11 @@ def share_run(
     if "recipe" not in header:
         raise CheckpointError(f"{run / 'best.safetensors'} has no recipe: training did not make it")
     recipe, progress = header["recipe"], header["progress"]
+    if recipe.get("pretrain") is not None:
+        raise CheckpointError(
+            f"{run / 'best.safetensors'} was pre-trained without labels and knows no classes: "
+            "share a run that was fine-tuned from it"
+        )
     metrics = _read_json(run / "metrics.json")
     if metrics.get("best_epoch") != progress["best_epoch"]:
         raise DataError(
