@@ -3,19 +3,20 @@
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from spikeformers.layers import BatchNorm, Blocks
+from spikeformers.neurons import Neuron
 from spikeformers.streaming import bind
 from spikeformers.types import State
 
 
 def each(blocks: Blocks) -> list[Blocks]:
     """Return every block as a short stream of its own."""
-    return [blocks[i : i + 1] for i in range(len(blocks))]
+    return [cast(Blocks, blocks[i : i + 1]) for i in range(len(blocks))]
 
 
 def run_masked(
@@ -77,22 +78,29 @@ def _norms_see(block: nn.Module, runs: Tensor) -> Iterator[None]:
 def membranes_of_tokens(block: Blocks, dim: int) -> set[str] | None:
     """Return the names of the states that each token has; the others belong to a whole sample.
 
-    `None` if the block mixes neighbours: it would see others once tokens are gathered.
+    `None` if the block mixes neighbours, or if it is no block of tokens: once tokens are gathered,
+    it would see others.
     """
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(1, 1, dim, 4, 4, generator=generator, device="cpu")
-    probe = copy.deepcopy(block).to_empty(device="cpu").train()
+    tokens = torch.randn(1, 1, dim, 4, 4, generator=generator, device="cpu", dtype=torch.float64)
+    probe = copy.deepcopy(block).to_empty(device="cpu").double().train()
     for parameter in probe.parameters():
         # Factors that start tiny would hide what they scale.
         nn.init.ones_(parameter)
     for module in probe.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | BatchNorm):
             module.reset_parameters()
-    with torch.no_grad():
-        in_place = probe(tokens)
-        with bind(probe, None) as after:
-            in_a_row = probe(tokens.reshape(1, 1, dim, 16, 1))
-    if not torch.allclose(in_place.flatten(3), in_a_row.flatten(3), atol=1e-5):
+        if isinstance(module, Neuron):
+            # A silent or saturated neuron would hide what reaches it.
+            module.register_forward_hook(lambda _neuron, currents, _spikes: currents[0])
+    try:
+        with torch.no_grad():
+            in_place = probe(tokens)
+            with bind(probe, None) as after:
+                in_a_row = probe(tokens.reshape(1, 1, dim, 16, 1))
+    except RuntimeError:  # it takes maps of one shape, or shrinks them
+        return None
+    if not torch.allclose(in_place.flatten(3), in_a_row.flatten(3)):
         return None
     return {name for name, state in after.items() if state.shape[2] == 16}
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeformers.errors import ConfigError, InputError
-from spikeformers.layers import BatchNorm
-from spikeformers.models._backbone import Backbone
+from spikeformers.layers import BatchNorm, Blocks
+from spikeformers.models._backbone import Backbone, Stage
 from spikeformers.models._registry import create_model, register
 from spikeformers.models._some_tokens import each, membranes_of_tokens
 
@@ -53,7 +53,9 @@ def masked_autoencoder(
     if type(encoder).features is not Backbone.features:
         raise ConfigError(f"backbone={backbone} is more than stages: nothing of it can be left out")
     pixels = in_channels * encoder.strides[-1] ** 2
-    decoder = PixelDecoder(encoder.channels[-1], pixels, decoder_dim, decoder_depth, decoder_heads)
+    last = encoder.stages[-1]
+    assert isinstance(last, Stage)
+    decoder = PixelDecoder(last.channels, pixels, decoder_dim, decoder_depth, decoder_heads)
     return MaskedAutoencoder(encoder, decoder)
 
 
@@ -128,8 +130,10 @@ class MaskedAutoencoder(Backbone):
             encoder.image_size,
         )
         last = self.stages[-1]
+        assert isinstance(last, Stage) and isinstance(last.blocks, Blocks)
+        kinds = {repr(block): block for block in each(last.blocks)}
         self.gathers = all(
-            membranes_of_tokens(block, last.channels) is not None for block in each(last.blocks)
+            membranes_of_tokens(block, last.channels) is not None for block in kinds.values()
         )
         self.view: View | None = None
         gathered = set(last.blocks.modules()) if self.gathers else set()
@@ -154,12 +158,14 @@ class MaskedAutoencoder(Backbone):
         *stages, last = self.stages
         for stage in stages:
             x = stage(x)
+        assert isinstance(last, Stage) and self.head is not None
         x = last.embed(x)
         if self.gathers:
             seen = last.blocks(view.take(x.flatten(0, 1)).unflatten(0, steps))
         else:
             seen = view.take(last.blocks(x).flatten(0, 1)).unflatten(0, steps)
-        return self.head(seen, view)
+        pixels: Tensor = self.head(seen, view)
+        return pixels
 
     def _view(self, x: Tensor, visible: Tensor | None) -> View:
         height, width = x.shape[3:]

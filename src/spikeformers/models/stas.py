@@ -12,12 +12,13 @@ later steps, and which statistics the batch norms see. What stands here is our w
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from spikeformers.errors import ConfigError, InputError
-from spikeformers.layers import Chain, once
+from spikeformers.layers import Blocks, Chain, once
 from spikeformers.models._backbone import Backbone, Stage
 from spikeformers.models._registry import create_model, part, register
 from spikeformers.models._some_tokens import (
@@ -138,9 +139,6 @@ class Halting(Stateful, Backbone):
     Shape:
         `[T, B, C, H, W]` -> `[T, B, K]`.
 
-    Attributes:
-        has_fixed_graph: False, since the image says which tokens run.
-
     Raises:
         ConfigError: If the backbone has several stages, or its blocks mix tokens in other ways.
         InputError: When compiled or exported.
@@ -167,8 +165,9 @@ class Halting(Stateful, Backbone):
             raise ConfigError(f"backbone has {len(backbone.stages)} stages: tokens halt within one")
         if not 0 < margin < 1:
             raise ConfigError(f"margin={margin}: expected a number between 0 and 1")
-        (inner,) = backbone.stages
-        stream, (first, *others) = type(inner.blocks), inner.blocks
+        inner = cast(Stage, backbone.stages[0])
+        stream = cast(type[Blocks], type(inner.blocks))
+        first, *others = (dict(block.named_children()) for block in inner.blocks.children())
         # A position convolution at the front of the stream belongs to the tokenizer.
         front = {
             name: part
@@ -178,12 +177,13 @@ class Halting(Stateful, Backbone):
         rest = {name: part for name, part in first.items() if name not in front}
         blocks = stream([rest, *others])
         membranes = [membranes_of_tokens(block, inner.channels) for block in each(blocks)]
-        if not rest or None in membranes:
+        self_contained = [names for names in membranes if names is not None]
+        if not rest or len(self_contained) < len(membranes):
             raise ConfigError("the backbone's blocks mix neighbours by more than attention")
         embed = Chain(inner.embed, stream([front])) if front else inner.embed
         stage = Stage(integrate(embed), blocks, inner.channels, inner.stride)
         super().__init__([stage], backbone.head, backbone.in_channels)
-        self.per_token = membranes
+        self.per_token = self_contained
         self.sharpness = sharpness
         self.offset = offset
         self.margin = margin
@@ -213,11 +213,12 @@ class Halting(Stateful, Backbone):
         if torch.compiler.is_compiling():
             raise InputError("tokens that halt have no fixed graph: compile or export the backbone")
         self._check(x)
-        tokens = self.stages[0].embed(x)
+        stage = cast(Stage, self.stages[0])
+        tokens = stage.embed(x)
         size = tokens.shape[3:]
         tokens = tokens.flatten(3)[..., None]  # [T, B, C, N, 1]
         before = self.carried.before if self.carried else {}
-        blocks = each(self.stages[0].blocks)
+        blocks = each(cast(Blocks, stage.blocks))
         states = [unpacked(before, i) for i in range(len(blocks))]
         y = before.get("tokens", tokens[0])
         account = before.get("account", torch.zeros_like(y[:, :1]))

@@ -86,8 +86,8 @@ class Expanded(nn.Module):
         """
         y = self.sub_steps(burst(x, self.levels))
         if isinstance(y, list):
-            return [_windows(scores, self.levels) for scores in y]
-        return _windows(y, self.levels)
+            return [_by_window(scores, self.levels).sum(1) for scores in y]
+        return _by_window(y, self.levels).sum(1)
 
     def summary(self) -> str:
         """Say which operators see the sum over a window of sub-steps, equal ones in one line."""
@@ -142,7 +142,7 @@ class OverWindow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T*levels, B, ...]` -> `[T*levels, B, ...]`."""
-        return burst(self.module(_windows(x, self.levels)), self.levels)
+        return burst(self.module(_by_window(x, self.levels).sum(1)), self.levels)
 
 
 def streamed_product(q: Tensor, k: Tensor, v: Tensor, levels: int) -> Tensor:
@@ -153,13 +153,14 @@ def streamed_product(q: Tensor, k: Tensor, v: Tensor, levels: int) -> Tensor:
     Shape:
         q and k `[T*levels, B, h, d, N]`, v `[T*levels, B, h, d', N]` -> that of v.
     """
-    values = _windows(v, levels)[:, None]  # [T, 1, B, h, d', N]
-    memory = (values @ k.unflatten(0, (-1, levels)).mT).sum(1, keepdim=True)
-    return (memory @ q.unflatten(0, (-1, levels))).flatten(0, 1)
+    values = _by_window(v, levels).sum(1, keepdim=True)  # [T, 1, B, h, d', N]
+    memory = (values @ _by_window(k, levels).mT).sum(1, keepdim=True)
+    return (memory @ _by_window(q, levels)).flatten(0, 1)
 
 
-def _windows(x: Tensor, levels: int) -> Tensor:
-    return x.unflatten(0, (-1, levels)).sum(1)
+def _by_window(x: Tensor, levels: int) -> Tensor:
+    """`[T*levels, ...]` -> `[T, levels, ...]`."""
+    return x.reshape(-1, levels, *x.shape[1:])
 
 
 def _expanded(module: nn.Module, path: str, levels: int, seen: dict[str, str]) -> nn.Module:
