@@ -9,7 +9,8 @@ from torch import Tensor
 from spikeformers.errors import ConfigError, InputError
 from spikeformers.layers import BatchNorm
 from spikeformers.models import create_model, masked_autoencoder
-from spikeformers.models.masked_autoencoder import MaskedAutoencoder, View, positions
+from spikeformers.models._pixels import View, positions
+from spikeformers.models.masked_autoencoder import MaskedAutoencoder
 from tests.helpers import (
     assert_lively,
     assert_same,

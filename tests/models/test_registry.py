@@ -18,6 +18,7 @@ from spikeformers.models import (
     Backbone,
     ModelConfig,
     _registry,
+    model_arguments,
     part,
     read_checkpoint,
     register,
@@ -38,7 +39,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_architecture_that_tells_classes_apart_has_a_tiny_variant() -> None:
-    named = {name for name in _registry._BUILDERS if "num_classes" in sf.model_arguments(name)}
+    named = {name for name in _registry._BUILDERS if "num_classes" in model_arguments(name)}
     assert {f"{name}_tiny" for name in named} == set(sf.list_models("*_tiny"))
     assert _registry._BUILDERS.keys() - named == {"masked_autoencoder"}
 

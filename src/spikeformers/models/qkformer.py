@@ -57,6 +57,8 @@ EVENTS: dict[str, Any] = dict(stem=event_stem, embed_strides=(1, 2))
         "gesture_2_256": dict(
             dims=(128, 256), depths=(1, 1), heads=16, in_channels=2, num_classes=11, **EVENTS
         ),
+        # A small size of our own, for images of 32x32 pixels.
+        "xs32": dict(dims=(24, 48, 96), depths=(1, 1, 1), heads=4, num_classes=10, **CIFAR),
         "tiny": dict(dims=(8, 12, 16), depths=(1, 1, 1), heads=4, num_classes=10),
     },
 )

@@ -89,6 +89,8 @@ _CIFAR = dict(strides=(1, 1, 2, 2), num_classes=10)
         "gesture_2_256": dict(
             dim=256, depth=2, in_channels=2, strides=(1, 2, 2, 2), num_classes=11
         ),
+        # A small size of our own, for images of 32x32 pixels.
+        "xs32": dict(dim=80, depth=2, heads=4, **_CIFAR),
         "tiny": dict(dim=16, depth=2, heads=4, strides=(2, 2, 2, 1), num_classes=10),
     },
 )

@@ -53,6 +53,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     variants={
         **_SIZES,
         **{f"cml_{name}": dict(**size, downsample=pool_then_fire) for name, size in _SIZES.items()},
+        # A small size of our own, for images of 32x32 pixels.
+        "xs32": dict(dim=80, depth=2, heads=4, pools=2, num_classes=10),
         "tiny": dict(dim=16, depth=1, heads=4, pools=2, num_classes=10),
     },
 )

@@ -140,6 +140,8 @@ _CIFAR = dict(image_size=(32, 32), strides=STRIDES[2], num_classes=10)
         "cifar_4_256": dict(dim=256, depth=4, **_CIFAR),
         "cifar_4_384": dict(dim=384, depth=4, **_CIFAR),
         "cifar_10_384": dict(dim=384, depth=10, **_CIFAR),
+        # A small size of our own, for images of 32x32 pixels.
+        "xs32": dict(dim=80, depth=2, heads=4, **_CIFAR),
         "tiny": dict(
             dim=16, depth=4, heads=4, image_size=(48, 64), surrogates=True, num_classes=10
         ),
