@@ -118,8 +118,13 @@ def test_a_second_signal_is_obeyed_at_once(small: Small, monkeypatch: pytest.Mon
         time.sleep(10)
 
     monkeypatch.setattr(loop_module, "_update", twice)
-    with pytest.raises(KeyboardInterrupt):
-        fit(small())
+    # A shell starts what runs in its background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(small())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_stopping_is_an_error_of_ours(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
