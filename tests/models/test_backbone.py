@@ -52,3 +52,8 @@ def test_a_static_image_may_be_expanded(model: Backbone) -> None:
     image = torch.randn(1, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expanded = image.expand(3, -1, -1, -1, -1)
     assert torch.equal(model(expanded), model(expanded.contiguous()))
+
+
+def test_a_backbone_without_stages_is_refused() -> None:
+    with pytest.raises(InputError, match="stages is empty: a backbone needs one at least"):
+        sf.create_model("sew_resnet_18", dims=(), depths=())

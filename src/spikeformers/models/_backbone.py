@@ -70,6 +70,8 @@ class Backbone(Additive, nn.Module):
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        if not len(self.stages):
+            raise InputError("stages is empty: a backbone needs one at least (see dims and depths)")
         self.head = head
         self.in_channels = in_channels
         self.image_size = image_size
