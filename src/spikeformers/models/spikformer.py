@@ -45,6 +45,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **CIFAR),
     "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **CIFAR),
     "events_2_256": dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10, **EVENTS),
+    # A small size of our own, for images of 32x32 pixels.
+    "xs32": dict(dim=80, depth=2, heads=4, pools=2, num_classes=10),
 }
 
 
@@ -53,8 +55,6 @@ _SIZES: dict[str, dict[str, Any]] = {
     variants={
         **_SIZES,
         **{f"cml_{name}": dict(**size, downsample=pool_then_fire) for name, size in _SIZES.items()},
-        # A small size of our own, for images of 32x32 pixels.
-        "xs32": dict(dim=80, depth=2, heads=4, pools=2, num_classes=10),
         "tiny": dict(dim=16, depth=1, heads=4, pools=2, num_classes=10),
     },
 )

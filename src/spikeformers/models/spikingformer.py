@@ -42,6 +42,8 @@ _FRAMES: dict[str, dict[str, Any]] = {
     "cifar_4_256": dict(dim=256, depth=4, heads=8, num_classes=10, **CIFAR),
     "cifar_2_384": dict(dim=384, depth=2, heads=12, num_classes=10, **CIFAR),
     "cifar_4_384": dict(dim=384, depth=4, heads=12, num_classes=10, **CIFAR),
+    # A small size of our own, for images of 32x32 pixels.
+    "xs32": dict(dim=80, depth=2, heads=4, num_classes=10, **CIFAR),
 }
 _CAMERA = dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10)
 
@@ -53,8 +55,6 @@ _CAMERA = dict(dim=256, depth=2, heads=16, in_channels=2, num_classes=10)
         "events_2_256": dict(**_CAMERA, **EVENTS),
         **{f"cml_{name}": dict(**size, **CML) for name, size in _FRAMES.items()},
         "cml_events_2_256": dict(**_CAMERA, **CML_EVENTS),
-        # A small size of our own, for images of 32x32 pixels.
-        "xs32": dict(dim=80, depth=2, heads=4, num_classes=10, **CIFAR),
         "tiny": dict(dim=16, depth=1, heads=4, pools=2, num_classes=10),
     },
 )
