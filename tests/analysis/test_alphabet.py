@@ -26,10 +26,12 @@ from spikeformers.layers import (
     sew,
     vanilla,
 )
+from spikeformers.models import create_model, list_models
 from spikeformers.neurons import IF, LIF, PLIF
 from spikeformers.ops import OUTPUT_ALPHABETS
 from spikeformers.types import Alphabet
 from tests.analysis.claims import broken_claims
+from tests.helpers import enliven, randn
 
 pytestmark = pytest.mark.compile
 
@@ -99,6 +101,29 @@ def test_random_graphs_stay_in_their_alphabets(seed) -> None:
     assert list(broken_claims(graph, facts, x, y)) == []
 
 
+def test_integers_as_input_are_followed_like_spikes() -> None:
+    torch.manual_seed(0)
+    model = Chain(PerStep(nn.AvgPool2d(3, 1, 1)), ConvBN(3, 4, 3), LIF(v_threshold=0.3))
+    graph, *_ = traced(model)
+    x, y = torch.randint(4, (2, 2, 2, 3, 8, 8)).float()
+    facts = interpret(graph, Alphabet(0, 3))
+    assert discrete(facts) >= 3
+    assert list(broken_claims(graph, facts, x, y)) == []
+    lies = list(broken_claims(graph, interpret(graph, Alphabet(0, 2)), x, y))
+    assert lies[0].endswith(" is not in {0..2}")
+
+
+# Tokens that halt have no graph to make claims about.
+@pytest.mark.parametrize("name", sorted({*list_models("*_tiny")} - {"stas_tiny"}))
+def test_every_family_keeps_its_claims(name) -> None:
+    model = enliven(create_model(name)).eval()
+    x, y = randn(2, 2, 1, 3, *(model.image_size or (32, 32)), seed=1)
+    graph = capture(fold(model), x)
+    facts = interpret(graph)
+    assert not facts.unknown
+    assert list(broken_claims(graph, facts, x, y)) == []
+
+
 class Everything(nn.Module):
     """Every kind of rule once, on spikes, so that a wrong one shows."""
 
@@ -131,6 +156,9 @@ class Everything(nn.Module):
             torch.stack([s, -s]),
             F.pad(s, (1, 1), value=2.0),
             s @ s.mT,
+            torch.einsum("tbcij,tbckj->tbik", s, s),
+            torch.baddbmm(s[0, 0], s[0, 0], s[1, 0]),
+            torch.addmm(s[0, 0].reshape(16, 16), s.reshape(16, 64), s.reshape(64, 16)),
             torch.softmax(s, 2),
             s.new_full((3,), 0.5) + 1,
         )
@@ -150,7 +178,8 @@ def test_the_graph_with_everything_keeps_its_claims(everything) -> None:
 
 
 BREAKABLE = (
-    "add sub rsub neg mul div sum mean avg_pool2d adaptive_avg_pool2d pad matmul conv2d softmax"
+    "add sub rsub neg mul div sum mean avg_pool2d adaptive_avg_pool2d pad matmul baddbmm addmm "
+    "conv2d softmax"
 )
 
 
@@ -168,9 +197,12 @@ def test_a_rule_that_merely_keeps_is_noticed(everything, monkeypatch, name) -> N
     assert list(broken_claims(graph, interpret(graph), x, y))
 
 
-@pytest.mark.parametrize("name", ["cat", "stack"])
+@pytest.mark.parametrize("name", ["cat", "stack", "einsum"])
 def test_joining_that_forgets_a_part_is_noticed(everything, monkeypatch, name) -> None:
-    monkeypatch.setitem(RULES, f"aten::{name}", lambda _, parts, *__: parts[0].alphabet)
+    def forget(_, *args) -> Alphabet | None:
+        return next(parts for parts in args if isinstance(parts, list | tuple))[0].alphabet
+
+    monkeypatch.setitem(RULES, f"aten::{name}", forget)
     graph, x, y = everything
     assert list(broken_claims(graph, interpret(graph), x, y))
 
@@ -206,6 +238,16 @@ def test_a_product_taken_for_affine_is_noticed(everything, monkeypatch) -> None:
         (lambda _, s: 0.25 * (s + s), Alphabet(0, 2, 0.25)),
         (lambda self, s: self.weight * s, Alphabet(0, 1, None)),
         (lambda _, s: F.pad(s, (1, 1)), Alphabet(0, 1)),
+        (lambda self, s: F.pad(self.weight * s, (1, 1)), Alphabet(0, 1, None)),
+        (lambda self, s: self.weight * s + 1, None),
+        (lambda _, s: torch.einsum("tbcij,tbdij->tbcd", s, s + s), Alphabet(0, 128)),
+        (lambda _, s: torch.einsum("...ij,...kj", s, s), Alphabet(0, 8)),
+        (lambda _, s: torch.einsum("tbcij->tbc", s), None),
+        (lambda _, s: torch.einsum("...ij,...jk->ik", s, s), None),
+        (lambda _, s: torch.bmm(s[0, 0], s[1, 0]), Alphabet(0, 8)),
+        (lambda _, s: torch.baddbmm(s[0, 0], s[0, 0], s[1, 0]), Alphabet(0, 9)),
+        (lambda _, s: torch.addmm(s[0, 0, 0], s[0, 0, 1], s[1, 0, 2]), Alphabet(0, 9)),
+        (lambda _, s: torch.addmm(s[0, 0, 0], s[0, 0, 1], s[1, 0, 2], beta=2), None),
         (lambda _, s: s.sum((-2, -1)), Alphabet(0, 64)),
         (lambda _, s: s.mean((-2, -1)), Alphabet(0, 64, 1 / 64)),
         (lambda _, s: s @ (s + s), Alphabet(0, 16)),

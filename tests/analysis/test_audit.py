@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikeformers.analysis import Report, Row, audit
+from spikeformers.errors import InputError
 from spikeformers.layers import (
     SDSA1,
     SDSA2,
@@ -20,12 +21,15 @@ from spikeformers.layers import (
     DistillationHead,
     PerStep,
     RepConv,
+    SpikeSepConv,
     once,
     sew,
 )
-from spikeformers.models import create_model
+from spikeformers.models import Backbone, create_model, list_models
 from spikeformers.models.meta_spikeformer import sew_shortcut
-from spikeformers.neurons import IF, LIF, PLIF, AcrossBatch, LearnedThresholdLIF
+from spikeformers.neurons import DSRIF, IF, LIF, PLIF, AcrossBatch, LearnedThresholdLIF
+from spikeformers.transform import expand
+from spikeformers.types import ANALOG, BINARY, Alphabet
 
 pytestmark = pytest.mark.compile
 
@@ -63,9 +67,52 @@ def row_at(report: Report, path: str) -> Row:
     return row
 
 
-def test_meta_spikeformer_reads_as_reviewed() -> None:
-    report = audit(create_model("meta_spikeformer_tiny"), torch.zeros(2, 1, 3, 32, 32))
-    assert f"{report}\n" == (VERDICTS / "meta_spikeformer_tiny.txt").read_text()
+def image_of(model: Backbone) -> Tensor:
+    return torch.zeros(2, 1, 3, *(model.image_size or (32, 32)))
+
+
+@pytest.mark.parametrize("name", list_models("*_tiny"))
+def test_every_family_reads_as_reviewed(name) -> None:
+    """After a change on purpose, write the report into the file, and read it."""
+    model = create_model(name)
+    if not model.has_fixed_graph:
+        with pytest.raises(InputError, match="no fixed graph"):
+            audit(model, image_of(model))
+        return
+    assert f"{audit(model, image_of(model))}\n" == (VERDICTS / f"{name}.txt").read_text()
+
+
+def test_the_binary_network_of_an_integer_one_reads_as_reviewed() -> None:
+    expanded = expand(create_model("sdt_v3_tiny").eval(), 4)
+    report = audit(expanded.sub_steps, torch.zeros(4, 1, 3, 32, 32))
+    assert f"{report}\n" == (VERDICTS / "sdt_v3_tiny_expanded.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "verdict", "overall"),
+    [
+        (ANALOG, "encode", "strictly spike-driven"),
+        (BINARY, "AC", "strictly spike-driven"),
+        (Alphabet(0, 9), "ACx", "spike-driven"),
+    ],
+    ids=str,
+)
+def test_an_input_of_events_is_no_encoding(alphabet, verdict, overall) -> None:
+    report = audit(Chain(stem(), ConvBN(4, 4, 3)), X, image=alphabet)
+    assert found(report) == [verdict, "AC"]
+    assert report.verdict == overall
+
+
+def test_two_layers_on_events_need_a_neuron_between_them() -> None:
+    model = Chain(ConvBN(3, 4, 3), ConvBN(4, 4, 3), LIF())
+    assert found(audit(model, X)) == ["encode", "encode"]
+    assert found(audit(model, X, image=BINARY)) == ["AC", "MAC"]
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0, -1.0])
+def test_an_example_that_is_not_what_it_claims_is_refused(value) -> None:
+    with pytest.raises(InputError, match=r"the example holds values outside \{0,1\}"):
+        audit(stem(), X + value, image=BINARY)
 
 
 def test_the_model_itself_is_left_alone() -> None:
@@ -139,10 +186,29 @@ def test_average_pooling_gives_integers_and_its_factor_merges() -> None:
     assert report.notes == ("1.module: the factor 0.25 of avg_pool2d merges into the weights of 2",)
 
 
-def test_an_uneven_average_is_unknown() -> None:
-    report = after_spikes(PerStep(nn.AdaptiveAvgPool2d(3)))
+@pytest.mark.parametrize(
+    ("neuron", "operand"), [(LIF(), "0.111111*{0..9}"), (DSRIF(), "w*{0..9}")], ids=["LIF", "DSR"]
+)
+def test_zeros_around_an_average_are_no_other_value(neuron, operand) -> None:
+    pool = PerStep(nn.AvgPool2d(3, 2, padding=1))
+    report = audit(Chain(ConvBN(3, 4, 3), neuron, pool, ConvBN(4, 4, 3)), X)
+    assert found(report) == ["encode", "ACx"]
+    assert report.rows[1].operands == (operand, "weights")
+
+
+@pytest.mark.parametrize(
+    ("pool", "op"),
+    [
+        (nn.AdaptiveAvgPool2d(3), "aten::adaptive_avg_pool2d"),
+        (nn.AvgPool2d(3, 2, padding=1, count_include_pad=False), "aten::avg_pool2d"),
+        (nn.AvgPool2d(3, ceil_mode=True), "aten::avg_pool2d"),
+    ],
+    ids=["uneven", "without the padding", "beyond the border"],
+)
+def test_an_average_over_windows_of_several_sizes_is_unknown(pool, op) -> None:
+    report = after_spikes(PerStep(pool))
     assert found(report) == ["encode", "MAC"]
-    assert report.unknown == ("aten::adaptive_avg_pool2d",)
+    assert report.unknown == (op,)
 
 
 def test_unknown_operators_are_listed_and_taken_for_multiplications() -> None:
@@ -192,12 +258,37 @@ def test_a_ternary_operand_costs_signed_additions() -> None:
         (lambda _, s: (s + s) * (s + s), "MACint"),
         (lambda _, s: (s + s) @ (s + s).mT, "MACint"),
         (lambda _, s: (s + s) @ s.mT, "AC"),
+        (lambda _, s: torch.einsum("tbcij,tbdij->tbcd", s, s + s), "AC"),
+        (lambda _, s: torch.einsum("...ij,...jk", s + s, s + s), "MACint"),
+        (lambda self, s: torch.einsum("tbchw,cij->tbhw", s + s, self.gain), "ACx"),
+        (lambda _, s: torch.baddbmm(s[0, 0], s[0, 0], s[1, 0]), "AC"),
+        (lambda self, s: torch.addmm(self.gain[:, 0], s[0, 0, 0, :4], s[0, 0, 1]), "AC"),
         (lambda self, s: s * self.gain, "mask"),
         (lambda self, s: (s + s) / self.gain, "ACx"),
     ],
 )
 def test_products_of_two_signals(formula, verdict) -> None:
     assert found(after_spikes(Formula(formula))) == ["encode", verdict]
+
+
+def test_a_learned_gate_drops_spikes_and_multiplies_membranes() -> None:
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = ConvBN(4, 4, 1)
+
+        def forward(self, x):
+            return x * self.conv(x).sigmoid()
+
+    on_spikes = after_spikes(Gate())
+    assert [(row.op, row.verdict) for row in on_spikes.rows[1:]] == [
+        ("conv2d", "AC"),
+        ("sigmoid", "MAC"),
+        ("mul", "mask"),
+    ]
+    on_membrane = after_spikes(ConvBN(4, 4, 3), Gate())
+    assert [row.verdict for row in on_membrane.rows] == ["encode", "AC", "MAC", "MAC", "MAC"]
+    assert on_spikes.unknown == on_membrane.unknown == ("aten::sigmoid",)
 
 
 def test_layer_scale_on_the_membrane_multiplies() -> None:
@@ -244,6 +335,19 @@ def test_a_factor_merges_into_a_threshold_where_the_rest_is_zero(neuron, verdict
     assert [note for note in report.notes if "merges" in note] == ([] if verdicts else [merged])
 
 
+def test_a_spike_as_high_as_its_threshold_hands_a_factor_on() -> None:
+    def mean(_, x: Tensor) -> Tensor:
+        return F.relu(x).mean((-2, -1), keepdim=True)
+
+    parts = ConvBN(4, 4, 3), Formula(mean), DSRIF()
+    read_by_weights = after_spikes(*parts, ConvBN(4, 4, 1))
+    assert found(read_by_weights) == ["encode", "AC", "AC"]
+    assert read_by_weights.notes == (
+        "2: the factor 0.015625 of mean merges into the threshold of 3 and the weights of 4",
+    )
+    assert found(after_spikes(*parts)) == ["encode", "AC", "MAC"]
+
+
 def test_a_factor_on_a_membrane_that_others_read_stays() -> None:
     def halve_the_stream(_, x: Tensor) -> Tensor:
         return 0.5 * x + F.relu(x)
@@ -278,6 +382,13 @@ def test_spikes_that_add_make_meta_spikeformer_count() -> None:
     assert row_at(report, "stages.0.blocks.0.mlp.fn.fn.expand").verdict == "ACx"
     assert row_at(report, "stages.1.embed.conv").operands == ("{0..3}", "weights")
     assert row_at(report, "stages.0.blocks.0.mixer.fn.fn.project").verdict == "MAC"
+
+
+def test_a_neuron_inside_the_separable_convolution_makes_meta_spikeformer_spike_driven() -> None:
+    model = create_model("meta_spikeformer_tiny", token_mixer=SpikeSepConv)
+    report = audit(model, image_of(model))
+    assert row_at(report, "stages.0.blocks.0.mixer.fn.project").verdict == "AC"
+    assert report.verdict == "strictly spike-driven"
 
 
 def test_a_neuron_across_the_batch_is_named() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from spikeformers.analysis.capture import Graph, op_name
+from spikeformers.analysis.capture import Graph, factors_of, op_name
 from spikeformers.ops import OUTPUT_ALPHABETS
 from spikeformers.types import ANALOG, Alphabet
 
@@ -65,13 +65,20 @@ class Facts:
     unknown: list[Node] = field(default_factory=list)
 
 
-def interpret(graph: Graph) -> Facts:
-    """Carry alphabets and origins from the inputs through every node of a graph."""
+def interpret(graph: Graph, image: Alphabet | None = ANALOG) -> Facts:
+    """Carry alphabets and origins from the inputs through every node of a graph.
+
+    Args:
+        graph: What a model computes.
+        image: The values that its input can hold. Of an analog input, what is affine counts as
+            image still; integers are signals like those of a neuron.
+    """
     facts = Facts()
+    seen = Value(Origin.IMAGE) if image is None else Value(Origin.SIGNAL, image)
     for node in graph.nodes:
         if node.op == "placeholder":
             is_image = graph.inputs[node.name] == "image"
-            facts.values[node] = Value(Origin.IMAGE if is_image else Origin.CONSTANT)
+            facts.values[node] = seen if is_image else Value(Origin.CONSTANT)
         elif node.op == "call_function" and node.meta.get("val") is not None:
             facts.values[node] = _transfer(node, facts)
     return facts
@@ -88,9 +95,7 @@ def _transfer(node: Node, facts: Facts) -> Value | tuple[Value, ...]:
         values = tuple(Value(Origin.SIGNAL, alphabet) for alphabet in outputs)
         return values if isinstance(node.meta["val"], tuple | list) else values[0]
     args, kwargs = map_arg((node.args, node.kwargs), facts.values.get)
-    origin = _origin(
-        node, args, [facts.values[n] for n in node.all_input_nodes if n in facts.values]
-    )
+    origin = _origin(node, facts)
     try:
         return Value(origin, RULES.get(name, _uncovered)(node, *args, **kwargs))
     except _Uncovered:
@@ -101,8 +106,9 @@ def _transfer(node: Node, facts: Facts) -> Value | tuple[Value, ...]:
         return Value(Origin.SIGNAL)
 
 
-def _origin(node: Node, args: Sequence[Any], operands: Sequence[Value]) -> Origin:
+def _origin(node: Node, facts: Facts) -> Origin:
     """Return what a result is computed from, given that its operator is in the table."""
+    operands = [facts.values[n] for n in node.all_input_nodes if n in facts.values]
     origins = [value.origin for value in operands]
     name = op_name(node)
     if name in FACTORIES or all(origin is Origin.CONSTANT for origin in origins):
@@ -110,9 +116,10 @@ def _origin(node: Node, args: Sequence[Any], operands: Sequence[Value]) -> Origi
     if Origin.SIGNAL in origins or name in MAXIMA:
         return Origin.SIGNAL
     # The product of the image with itself is not affine, nor is a quotient by it.
-    by_image = name in PRODUCTS and _is(args[1], Origin.IMAGE)
-    if by_image and (name == "aten::div" or _is(args[0], Origin.IMAGE)):
-        return Origin.SIGNAL
+    if name in PRODUCTS:
+        by_image = [_is(facts.values.get(factor), Origin.IMAGE) for factor in factors_of(node)]
+        if by_image == [True, True] or (name == "aten::div" and by_image[-1]):
+            return Origin.SIGNAL
     return Origin.IMAGE
 
 
@@ -149,16 +156,24 @@ def _fixed(operand: Any) -> float | None:
 
 def _alike(a: Alphabet | None, b: Alphabet | None) -> tuple[Alphabet, Alphabet] | None:
     """Write two alphabets with one scale; a constant adapts to the other. `None`: impossible."""
-    if a is None or b is None or a.scale is None or b.scale is None:
+    if a is None or b is None:
         return None
-    if math.isclose(a.scale, b.scale):
+    if a.scale is not None and b.scale is not None and math.isclose(a.scale, b.scale):
         return a, b
-    for constant, other in ((a, b), (b, a)):
-        steps = constant.low * (constant.scale or 1.0) / (other.scale or 1.0)
-        if constant.low == constant.high and math.isclose(steps, round(steps), abs_tol=1e-9):
-            fitted = Alphabet(round(steps), round(steps), other.scale)
-            return (fitted, b) if constant is a else (a, fitted)
-    return None
+    if (fitted := _fitted(a, b.scale)) is not None:
+        return fitted, b
+    return None if (fitted := _fitted(b, a.scale)) is None else (a, fitted)
+
+
+def _fitted(constant: Alphabet, scale: float | None) -> Alphabet | None:
+    """Write a constant as a multiple of a scale. `None`: impossible."""
+    if constant.low == constant.high == 0:
+        return Alphabet(0, 0, scale)  # Zero is a multiple even of a learned scale.
+    if constant.low != constant.high or constant.scale is None or scale is None:
+        return None
+    steps = constant.low * constant.scale / scale
+    is_whole = math.isclose(steps, round(steps), abs_tol=1e-9)
+    return Alphabet(round(steps), round(steps), scale) if is_whole else None
 
 
 def _plus(a: Alphabet | None, b: Alphabet | None) -> Alphabet | None:
@@ -261,6 +276,35 @@ def _matmul(node: Node, a: Value, b: Value) -> Alphabet | None:
     return _total(_times(a.alphabet, b.alphabet), _shape(node.args[0])[-1])
 
 
+def _add_matmul(
+    node: Node, c: Value, a: Value, b: Value, beta: int | float = 1, alpha: int | float = 1
+) -> Alphabet | None:
+    if (beta, alpha) != (1, 1):
+        raise _Uncovered
+    n = _shape(node.args[1])[-1]
+    return _plus(c.alphabet, _total(_times(a.alphabet, b.alphabet), n))
+
+
+def _einsum(node: Node, equation: str, tensors: Sequence[Value], **_: Any) -> Alphabet | None:
+    """Sum products of two tensors over the axes that the result lacks."""
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    letters = terms.replace(",", "").replace("...", "")
+    if not arrow:
+        result = "".join(c for c in letters if letters.count(c) == 1)
+        result += "..." if "..." in terms else ""
+    if len(tensors) != 2 or ("..." in terms) != ("..." in result):
+        raise _Uncovered
+    sizes: dict[str, int] = {}
+    for term, argument in zip(terms.split(","), factors_of(node), strict=True):
+        front, _dots, back = term.partition("...")
+        shape = _shape(argument)
+        named = [*zip(front, shape, strict=False), *zip(back[::-1], shape[::-1], strict=False)]
+        # An axis of length 1 meets one of any length.
+        sizes |= {letter: max(size, sizes.get(letter, 1)) for letter, size in named}
+    a, b = (tensor.alphabet for tensor in tensors)
+    return _total(_times(a, b), math.prod(n for c, n in sizes.items() if c not in result))
+
+
 def _sum(node: Node, x: Value, *_: Any, **__: Any) -> Alphabet | None:
     return _total(x.alphabet, _averaged(node))
 
@@ -342,6 +386,8 @@ ELEMENTWISE = {
 PRODUCTS = {
     **ELEMENTWISE,
     **_table(_matmul, "matmul mm bmm"),
+    **_table(_add_matmul, "addmm baddbmm"),
+    "aten::einsum": _einsum,
     **_table(_analog, "linear conv1d conv2d conv3d"),
     **_table(_analog, "conv_transpose1d conv_transpose2d conv_transpose3d"),
 }

@@ -37,11 +37,12 @@ from spikeformers.analysis.alphabet import (
     constant_factor,
     interpret,
 )
-from spikeformers.analysis.capture import Graph, capture, op_name, operands_of, short_name
+from spikeformers.analysis.capture import Graph, capture, factors_of, op_name, short_name
+from spikeformers.errors import InputError
 from spikeformers.layers import fold
 from spikeformers.neurons import AcrossBatch
 from spikeformers.ops import OUTPUT_ALPHABETS
-from spikeformers.types import Alphabet
+from spikeformers.types import ANALOG, Alphabet
 
 __all__ = ["Report", "Row", "audit"]
 
@@ -115,7 +116,7 @@ class Report:
         return "\n".join([*lines, f"verdict: {self.verdict}"])
 
 
-def audit(model: nn.Module, example: Tensor) -> Report:
+def audit(model: nn.Module, example: Tensor, *, image: Alphabet | None = ANALOG) -> Report:
     """Judge every multiplication of a model in its inference form.
 
     The model itself is left alone: a folded eval copy is captured. `model.readout` is no part of
@@ -125,8 +126,15 @@ def audit(model: nn.Module, example: Tensor) -> Report:
     Args:
         model: Any module that takes one tensor; in any mode.
         example: An input of the shape to capture, `[T, B, C, H, W]`; small is enough.
+        image: The values that every input holds: `BINARY` for events that are there or not, an
+            `Alphabet` for their counts. Such an input needs no encoding.
+
+    Raises:
+        InputError: If the model cannot be exported, or if `example` holds other values.
     """
-    reader = _Reader(capture(fold(copy.deepcopy(model).eval()), example))
+    if image is not None and not _holds(image, example):
+        raise InputError(f"the example holds values outside {image}, which every input shall hold")
+    reader = _Reader(capture(fold(copy.deepcopy(model).eval()), example), image)
     facts = reader.facts
     rows = tuple(row for node in facts.values if (row := reader.row(node)))
     across = [
@@ -139,6 +147,14 @@ def audit(model: nn.Module, example: Tensor) -> Report:
         neurons=sum(map(_is_neuron, facts.values)),
         unknown=tuple(sorted({op_name(node) for node in facts.unknown})),
         notes=(*reader.merged, *across),
+    )
+
+
+def _holds(alphabet: Alphabet, tensor: Tensor) -> bool:
+    """Whether all values are integers of an alphabet, times its scale."""
+    steps = tensor / (alphabet.scale or 1.0)
+    return bool(
+        ((steps == steps.round()) & (steps >= alphabet.low) & (steps <= alphabet.high)).all()
     )
 
 
@@ -181,9 +197,9 @@ def _judge(op: str, a: Value, b: Value) -> tuple[str, str]:
 class _Reader:
     """Reads the rows off one graph, and remembers which factors merge into what."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, image: Alphabet | None) -> None:
         self.graph = graph
-        self.facts = interpret(graph)
+        self.facts = interpret(graph, image)
         self.merged: list[str] = []
 
     def row(self, node: Node) -> Row | None:
@@ -199,8 +215,10 @@ class _Reader:
         if op not in PRODUCTS:
             return None
         # A norm without gain has no second tensor; its statistics are the weights.
-        inputs = [*operands_of(node), None][:2]
+        inputs = [*factors_of(node), None][:2]
         a, b = (self.value(operand) for operand in inputs)
+        if a.origin is b.origin is Origin.CONSTANT:
+            return None
         if a.origin is Origin.CONSTANT and op != "aten::div":
             a, b, inputs = b, a, inputs[::-1]
         verdict, reason = _judge(op, a, b)
@@ -242,7 +260,13 @@ class _Reader:
     def _absorbed_by(self, user: Node, node: Node) -> list[str] | None:
         op, path = op_name(user), self.graph.path(user)
         if _is_neuron(user):
-            return [f"the threshold of {path}"] if _scales_with_threshold(user, node) else None
+            if not _scales_with_threshold(user, node):
+                return None
+            # A spike as high as its threshold hands the factor on.
+            value = self.facts.values[user]
+            spikes = (value[0] if isinstance(value, tuple) else value).alphabet
+            is_high = spikes is not None and spikes.scale is None
+            return _joined([[f"the threshold of {path}"], self._behind(user) if is_high else []])
         if op in PRODUCTS and self._is_synapse(user):
             return [f"the weights of {path}"]
         # An alphabet carries the factor on as its scale.
@@ -266,8 +290,9 @@ class _Reader:
 
     def _is_synapse(self, node: Node) -> bool:
         """Whether a product has weights on one side, so that they can take a factor."""
-        signals = [operand for operand in operands_of(node) if not self._is_constant(operand)]
-        return len(signals) == 1 and constant_factor(node, self.facts) is None
+        signals = [operand for operand in node.all_input_nodes if not self._is_constant(operand)]
+        is_product = len(signals) == 1 and factors_of(node).count(signals[0]) == 1
+        return is_product and constant_factor(node, self.facts) is None
 
     def _why_analog(self, operands: list[Node | None]) -> str:
         """Walk back from an analog operand to the node where analog values come from."""

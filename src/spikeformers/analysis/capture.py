@@ -20,7 +20,7 @@ from torch.fx import Interpreter, Node
 
 from spikeformers.errors import InputError
 
-__all__ = ["Graph", "capture", "op_name", "operands_of", "short_name"]
+__all__ = ["Graph", "capture", "factors_of", "op_name", "short_name"]
 
 _INPUT_KINDS = {
     InputKind.USER_INPUT: "image",
@@ -114,6 +114,12 @@ def short_name(node: Node) -> str:
     return op_name(node).rpartition("::")[2]
 
 
-def operands_of(node: Node) -> list[Node]:
-    """Return the tensors a node takes one by one; one twice if it meets itself."""
-    return [argument for argument in node.args if isinstance(argument, Node)]
+def factors_of(node: Node) -> list[Node]:
+    """Return the tensors that a product multiplies: `a` and `b` of `a b + c`."""
+    name = op_name(node)
+    arguments: Any = node.args[:2]
+    if name == "aten::einsum":
+        arguments = node.args[1]
+    elif name in ("aten::addmm", "aten::baddbmm"):
+        arguments = node.args[1:3]
+    return [argument for argument in arguments if isinstance(argument, Node)]
