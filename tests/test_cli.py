@@ -122,6 +122,14 @@ def test_list_info_doctor_and_audit(run: Path, capsys: Output) -> None:
     assert verdict == "not spike-driven"
 
 
+def test_energy_counts_the_test_split_at_the_firing_rate_of_eval(run: Path, capsys: Output) -> None:
+    best = str(run / "best.safetensors")
+    facts = ask(["energy", best, f"data.root={run.parent / 'idx'}", "--cost", "memory"], capsys)
+    assert facts["samples"] == 10
+    assert facts["rate"] == pytest.approx(ask(["eval", best], capsys)["firing_rate"])
+    assert facts["total"]["mJ"] == facts["mJ"]["memory"] > facts["mJ"]["paper"] > 0
+
+
 def test_report_can_be_written_again(run: Path, capsys: Output) -> None:
     page = run / "report.html"
     page.unlink()
@@ -138,6 +146,7 @@ def test_every_verb_explains_itself(capsys: Output) -> None:
         "list",
         "info",
         "audit",
+        "energy",
         "convert",
         "report",
         "doctor",
@@ -234,6 +243,8 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         (["info", "meta_spikeformer_16m"], "did you mean"),
         (["audit", "meta_spikeformer_tiny", "--image-size", "4"], "smaller than the network"),
         (["audit", "meta_spikeformer_tiny", "--timesteps", "0"], "at least 1"),
+        (["energy", best, "--cost", "free"], "expected one of paper, int8, lemaire, memory"),
+        (["energy", best, "train.seed=1"], "data.root=FOLDER only"),
         ([*official, "--source", "nobody.py:net"], "is damaged"),
         (["report", str(tmp_path / "empty")], "there is no checkpoint"),
     ]:

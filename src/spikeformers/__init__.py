@@ -7,7 +7,7 @@ y = model(sf.encode.direct(images, timesteps=4))      # per-step scores [T, B, K
 scores = model.readout(y)                             # [B, K]
 """
 
-from spikeformers.analysis import audit
+from spikeformers.analysis import audit, energy
 from spikeformers.data import encode
 from spikeformers.layers import fold
 from spikeformers.models import (
@@ -30,6 +30,7 @@ __all__ = [
     "audit",
     "create_model",
     "encode",
+    "energy",
     "fold",
     "from_official",
     "from_pretrained",

@@ -1,8 +1,9 @@
-"""What a model computes, seen from outside: spike-driven or not, and how often it fires."""
+"""What a model computes, seen from outside: spike-driven or not, how often it fires, the cost."""
 
 from spikeformers.analysis.alphabet import interpret
 from spikeformers.analysis.audit import Report, Row, audit
 from spikeformers.analysis.capture import Graph, capture
+from spikeformers.analysis.energy import EnergyReport, EnergyRow, cost_models, energy, price
 from spikeformers.analysis.firing import (
     count_spikes,
     evaluating,
@@ -11,14 +12,19 @@ from spikeformers.analysis.firing import (
 )
 
 __all__ = [
+    "EnergyReport",
+    "EnergyRow",
     "Graph",
     "Report",
     "Row",
     "audit",
     "capture",
+    "cost_models",
     "count_spikes",
+    "energy",
     "evaluating",
     "firing_rates",
     "interpret",
+    "price",
     "record_spikes",
 ]

@@ -191,12 +191,51 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb(
         "audit",
         verbs.audit,
-        "Prove on the graph which operations are additions only",
-        "spikeformers audit meta_spikeformer_15m --image-size 64",
+        "Prove on the graph which operations are additions only (exit code 1: see --fail-on)",
+        "spikeformers audit meta_spikeformer_15m --image-size 64 --fail-on mac",
     )
     sub.add_argument("model", help="a model's name or a checkpoint")
-    sub.add_argument("--image-size", type=int, default=64, help="side in pixels (64)")
+    sub.add_argument(
+        "--image-size", type=int, help="side in pixels (64, or the only one that the model takes)"
+    )
     sub.add_argument("--timesteps", type=int, default=2, help="time steps (2)")
+    sub.add_argument(
+        "--input",
+        choices=list(verbs.INPUTS),
+        default="analog",
+        help="what the model is shown: images, events, or counts of events up to 255 (analog)",
+    )
+    sub.add_argument(
+        "--fail-on",
+        choices=list(verbs.GATES),
+        help="exit with 1 where an operation multiplies (mac), or also where an integer costs "
+        "several additions (integer)",
+    )
+
+    sub = verb(
+        "energy",
+        verbs.energy,
+        "Count the additions of a training checkpoint on its test split, and price them",
+        "spikeformers energy runs/digits/best.safetensors --cost memory",
+    )
+    sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="data.root=FOLDER", help="where the data is now"
+    )
+    sub.add_argument("--cost", default="paper", help="paper (the default), int8, lemaire or memory")
+    sub.add_argument(
+        "--first-layer",
+        default="once",
+        choices=["once", "per_step"],
+        help="how often a still image is encoded (once)",
+    )
+    sub.add_argument(
+        "--integers",
+        default="additions",
+        choices=["additions", "mac"],
+        help="what an integer is that meets weights (as many additions as its value)",
+    )
+    _add_device(sub)
 
     sub = verb(
         "convert",

@@ -13,14 +13,26 @@ import yaml
 import spikeformers as sf
 from spikeformers import data, inspect, models, report, train
 from spikeformers.analysis import audit as audit_model
+from spikeformers.analysis import energy as measure_energy
 from spikeformers.errors import ConfigError, DataError
 from spikeformers.tasks import Classification
+from spikeformers.train.evaluate import open_test_set
+from spikeformers.types import ANALOG, BINARY, Alphabet
 
 CANDIDATES = 400
 """Test images among which the report finds mistakes worth showing."""
 
 EVENT_CANDIDATES = 100
 """The same for recordings of events: each is as many frames as the model has steps."""
+
+ENERGY_BATCH = 16
+"""Samples whose values at all operations are in memory while energy is counted."""
+
+INPUTS = {"analog": ANALOG, "binary": BINARY, "counts": Alphabet(0, 255)}
+"""What `audit` can be told about the input."""
+
+GATES = {"mac": {"MAC", "MACint"}, "integer": {"MAC", "MACint", "ACx"}}
+"""Verdicts that `audit --fail-on` does not let pass."""
 
 Result = tuple[Any, str]
 """The facts as plain data, and the same for people."""
@@ -256,8 +268,47 @@ def _size(module: torch.nn.Module) -> int:
 def audit(args: argparse.Namespace) -> Result:
     """Prove which operations are additions."""
     model = _open(args.model)
-    image = torch.zeros(1, model.in_channels, args.image_size, args.image_size)
-    result = audit_model(model, data.direct(image, args.timesteps))
+    size = model.image_size or (64, 64)
+    if args.image_size is not None:
+        if args.image_size < 1:
+            raise ConfigError(f"--image-size {args.image_size}: expected at least 1")
+        size = (args.image_size, args.image_size)
+    encoded = data.direct(torch.zeros(1, model.in_channels, *size), args.timesteps)
+    result = audit_model(model, encoded, image=INPUTS[args.input])
+    facts, text = result.as_dict(), str(result)
+    if args.fail_on is None:
+        return facts, text
+    failed = [f"{r.path}: {r.verdict}" for r in result.rows if r.verdict in GATES[args.fail_on]]
+    if not failed:
+        return facts, text
+    count = f"{len(failed)} operation{'s' if len(failed) > 1 else ''}"
+    return facts | {"failed": failed}, f"{text}\nfailed on {args.fail_on}: {count}"
+
+
+def energy(args: argparse.Namespace) -> Result:
+    """Count and price what a checkpoint does on its test split."""
+    options = _key_values(args.overrides)
+    if set(options) - {"data.root"}:
+        raise ConfigError(f"energy takes data.root=FOLDER only, got {', '.join(options)}")
+    model, recipe, _ = train.load_trained(args.checkpoint)
+    with train.joined(args.device) as ranks:
+        if ranks.count > 1:
+            raise ConfigError(f"energy is counted in one process, got {ranks.count}")
+        _, batches = open_test_set(recipe, options.get("data.root"), ranks)
+        frames = (
+            part
+            for images, _ in batches
+            for part in torch.split(
+                data.over_time(images.to(ranks.device), recipe.train.timesteps), ENERGY_BATCH, dim=1
+            )
+        )
+        result = measure_energy(
+            model.float().to(ranks.device),
+            frames,
+            args.cost,
+            first_layer=args.first_layer,
+            integers=args.integers,
+        )
     return result.as_dict(), str(result)
 
 
