@@ -255,8 +255,8 @@ def test_a_checkpoint_of_an_unknown_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(SpikeformersError):
-        sf.save_model(Backbone([], None), tmp_path / "anonymous")
+    with pytest.raises(SpikeformersError, match="it has no name to save"):
+        sf.save_model(Backbone(sf.create_model(TINY).stages, None), tmp_path / "anonymous")
     with pytest.raises(SpikeformersError):
         sf.save_model(nn.Linear(2, 2), tmp_path / "linear")
     assert list(tmp_path.iterdir()) == []
