@@ -71,7 +71,9 @@ def test_every_synapse_sees_spikes_of_a_learned_height() -> None:
     report = audit(sf.create_model(TINY), torch.zeros(2, 1, 3, 32, 32))
     verdicts = {row.path: row.verdict for row in report.rows}
     assert {v for path, v in verdicts.items() if "conv" in path[-5:]} == {"encode", "AC"}
-    assert all(v == "MAC" for path, v in verdicts.items() if path.endswith("norm"))
+    first, *later = (v for path, v in verdicts.items() if path.endswith("norm"))
+    # The first norm sees averages of spikes, which are integers of a common scale.
+    assert first == "ACx" and {*later} == {"MAC"}
 
 
 def test_a_norm_folds_into_a_weight_and_a_bias_per_channel() -> None:
