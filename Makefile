@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo docs fmt lint types test test-shapes test-gpu test-browser test-floor check clean
+.PHONY: help setup demo docs fmt lint types test test-shapes test-gpu test-browser test-data test-floor check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,16 +39,19 @@ types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
 test: $(VENV)/.dev  ## Run the whole test suite
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not browser and not data"
 
 test-shapes: $(VENV)/.dev  ## Run the core tests with every shape annotation checked at run time
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not compile" --check-shapes tests/ops tests/layers tests/models
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not compile and not unchecked" --check-shapes tests/ops tests/layers tests/models
 
 test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 test-browser: $(VENV)/.dev  ## Look at a report in headless Chromium and leave screenshots
 	$(BIN)/python -m pytest -m browser -s tests/browser
+
+test-data: $(VENV)/.dev  ## Run the tests that read the real data sets, in the folder SPIKEFORMERS_DATA
+	$(BIN)/python -m pytest -m data tests/data
 
 test-floor:  ## Run the core tests on the oldest supported PyTorch
 	$(MAKE) VENV=.venv-floor .venv-floor/.floor

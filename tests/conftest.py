@@ -26,10 +26,3 @@ def pytest_configure(config: pytest.Config) -> None:
     import jaxtyping
 
     jaxtyping.install_import_hook("spikeformers", "beartype.beartype")
-
-
-@pytest.fixture
-def unchecked(request: pytest.FixtureRequest) -> None:
-    """For tests of our own error messages: the shape checker would speak first."""
-    if request.config.getoption("--check-shapes"):
-        pytest.skip("the shape checker refuses this argument before we do")

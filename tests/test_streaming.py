@@ -173,7 +173,7 @@ def test_a_state_under_another_name_is_refused() -> None:
         advance(small(), torch.zeros(1, 1, 3).double(), {"neuron.voltage": torch.zeros(1, 3)})
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.unchecked
 def test_a_state_of_another_batch_is_refused() -> None:
     model = small()
     _, state = advance(model, randn(1, 2, 3))

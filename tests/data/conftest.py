@@ -19,8 +19,6 @@ def image_folder(tmp_path):
 @pytest.fixture
 def real_data():
     """The folder of the real data sets, which the project does not ship; see CONTRIBUTING.md."""
-    folder = os.environ.get("SPIKEFORMERS_DATA")
-    if folder is None:
-        pytest.skip("SPIKEFORMERS_DATA is not set: no folder with the real data sets")
-    assert Path(folder).is_dir(), f"SPIKEFORMERS_DATA={folder} is no folder"
-    return Path(folder)
+    folder = Path(os.environ.get("SPIKEFORMERS_DATA", "SPIKEFORMERS_DATA is not set"))
+    assert folder.is_dir(), f"set SPIKEFORMERS_DATA to the folder of the real data sets: {folder}"
+    return folder

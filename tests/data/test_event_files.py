@@ -138,6 +138,7 @@ def test_n_mnist_counts_wraps_of_the_clock(tmp_path):
     assert np.array_equal(read_n_mnist_bin(path).usec, expected)
 
 
+@pytest.mark.data
 def test_real_files(real_data):
     """Facts of the files: counts and spans of time, and what no DVS128 or N-MNIST file is."""
     events = read_n_mnist_bin(real_data / "event-formats/nmnist_sample.bin")

@@ -209,6 +209,7 @@ def test_dvs128_gesture_with_labels_of_another_recording(tmp_path):
         train[0]
 
 
+@pytest.mark.data
 def test_real_gestures(real_data):
     """The re-encoded recordings hold the events of the original ones, in both formats' counting."""
     root = real_data / "dvs128-objects"
@@ -227,6 +228,7 @@ def test_real_gestures(real_data):
             assert np.array_equal(np.diff(same), np.diff(part.usec))
 
 
+@pytest.mark.data
 def test_real_n_mnist(real_data, tmp_path):
     """Digits, standing upright: the frames of a one are narrow, and taller than wide."""
     for name in ("Train.zip", "Test.zip"):

@@ -150,6 +150,7 @@ def test_importing_the_room_imports_no_extra():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "folder", "first", "mean"),
     [

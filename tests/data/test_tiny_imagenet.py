@@ -58,6 +58,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load_dataset("tiny_imagenet", folder)
 
 
+@pytest.mark.data
 def test_the_real_set(real_data: Path, tmp_path: Path) -> None:
     archive = real_data / "tiny-imagenet/tiny-imagenet-10classes.zip"
     zipfile.ZipFile(archive).extractall(tmp_path)

@@ -254,7 +254,7 @@ MISUSES: dict[str, tuple[Options, str]] = {
 }
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.unchecked
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_misuse_is_explained(misuse: str) -> None:
     given, message = MISUSES[misuse]

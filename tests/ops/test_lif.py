@@ -575,7 +575,7 @@ def test_misuse_is_explained(misuse: str) -> None:
         check_lif(**{**arguments, **given})
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.unchecked
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_misuse_is_explained_where_the_user_calls(misuse: str) -> None:
     given, message = MISUSES[misuse]
