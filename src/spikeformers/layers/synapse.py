@@ -132,6 +132,22 @@ class _SumOverRanks(torch.autograd.Function):
         return grad
 
 
+def moments_over_ranks(
+    mean: Tensor, var: Tensor, count: int
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Return mean, (biased) variance and count of all processes, given those of this one.
+
+    The way back is differentiable; on one process nothing changes.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return mean, var, count
+    own = torch.full((1,), count, dtype=mean.dtype, device=mean.device)
+    total = _SumOverRanks.apply(torch.cat([mean * count, own]))
+    common, total = total[:-1] / total[-1].detach(), total[-1].detach()
+    squares = _SumOverRanks.apply(count * (var + (mean - common).square()))
+    return common, squares / total, total
+
+
 class BatchNorm(_BatchNorm):
     """Batch norm over all axes but the second, with the statistics of the global batch.
 
@@ -167,20 +183,20 @@ class BatchNorm(_BatchNorm):
         axes = [0, *range(2, x.ndim)]
         channels = [1, -1, *[1] * (x.ndim - 2)]
         wide = x if x.dtype == torch.float64 else x.float()
-        count = torch.full((1,), x.numel() / x.shape[1], dtype=wide.dtype, device=x.device)
-        total = _SumOverRanks.apply(torch.cat([wide.sum(axes), count]))
-        total, count = total[:-1], total[-1].detach()
-        mean = total / count
-        centred = wide - mean.view(channels)
-        var = _SumOverRanks.apply(centred.square().sum(axes)) / count
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            # One value per channel has no variance; the running one then learns that it is 0.
-            unbiased = var * (count / (count - 1).clamp(min=1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        y = centred * torch.rsqrt(var + self.eps).view(channels)
+        var, mean = torch.var_mean(wide, axes, correction=0)
+        mean, var, count = moments_over_ranks(mean, var, x.numel() // x.shape[1])
+        self.observe(mean, var, count)
+        y = (wide - mean.view(channels)) * torch.rsqrt(var + self.eps).view(channels)
         return (y * self.weight.view(channels) + self.bias.view(channels)).to(x.dtype)
+
+    @torch.no_grad()
+    def observe(self, mean: Tensor, var: Tensor, count: float | Tensor) -> None:
+        """Move the running statistics towards the (biased) moments `[C]` of `count` values."""
+        self.num_batches_tracked.add_(1)
+        # One value per channel has no variance; the running one then learns that it is 0.
+        unbiased = var * (count / max(float(count) - 1, 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
 
     def affine_map(self) -> tuple[Tensor, Tensor]:
         """Return gain and offset `[C]` of the inference form `y = gain x + offset`."""

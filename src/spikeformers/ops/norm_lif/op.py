@@ -1,0 +1,146 @@
+"""What PyTorch sees of `norm_lif`: custom ops on matrices `[T, R, C]`, without autograd.
+
+`transform/accelerate.py` joins them in one autograd function per neuron, because what stands
+between moments and affine map differs from layer to layer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikeformers.ops.bits import words
+from spikeformers.ops.checks import membrane_dtype
+from spikeformers.ops.norm_lif import reference
+
+
+@torch.library.custom_op("spikeformers::channel_moments", mutates_args=())
+def channel_moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance `[C]` of `[T, R, C]`."""
+    return reference.channel_moments(y)
+
+
+@torch.library.custom_op("spikeformers::norm_add", mutates_args=())
+def norm_add(
+    y: Tensor, residual: Tensor | None, gain: Tensor | None, offset: Tensor | None
+) -> Tensor:
+    """`gain y + offset + residual`, `[T, R, C]`, each of which may be missing but `y`."""
+    return reference.norm_add(y, residual, gain, offset)
+
+
+@torch.library.custom_op("spikeformers::norm_lif", mutates_args=())
+def norm_lif(
+    y: Tensor,
+    residual: Tensor | None,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    decay: Tensor,
+    v_threshold: Tensor,
+    v_reset: float | None,
+    decay_input: bool,
+    strict: bool,
+    keeps_stream: bool,
+) -> tuple[Tensor, Tensor]:
+    """Spike bits `[T, R, words]` of `x = gain y + offset + residual`, and `x` if it is kept."""
+    return reference.norm_lif(
+        y,
+        residual,
+        gain,
+        offset,
+        decay,
+        v_threshold,
+        v_reset,
+        decay_input,
+        strict,
+        keeps_stream,
+    )
+
+
+@torch.library.custom_op("spikeformers::norm_lif_backward", mutates_args=())
+def norm_lif_backward(
+    grad_spikes: Tensor,
+    grad_stream: Tensor | None,
+    bits: Tensor,
+    y: Tensor,
+    stream: Tensor | None,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    decay: Tensor,
+    v_threshold: Tensor,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `x` `[T, R, C]`, and of `gain` and `offset` `[C]` where there is a norm."""
+    return reference.norm_lif_backward(
+        grad_spikes,
+        grad_stream,
+        bits,
+        y,
+        stream,
+        gain,
+        offset,
+        decay,
+        v_threshold,
+        v_reset,
+        decay_input,
+        detach_reset,
+        surrogate,
+        alpha,
+    )
+
+
+@torch.library.custom_op("spikeformers::norm_backward", mutates_args=())
+def norm_backward(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`a grad_x + b y + c`, the gradient of `y`, directly and through its moments."""
+    return reference.norm_backward(grad_x, y, a, b, c)
+
+
+@torch.library.custom_op("spikeformers::norm_products", mutates_args=())
+def norm_products(grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients `[C]` of gain and offset where no neuron follows: sums of `grad_x y`, `grad_x`."""
+    return reference.norm_products(grad_x, y)
+
+
+@channel_moments.register_fake
+def _(y: Tensor) -> tuple[Tensor, Tensor]:
+    mean = y.new_empty(y.shape[-1], dtype=membrane_dtype(y))
+    return mean, torch.empty_like(mean)
+
+
+@norm_add.register_fake
+def _(y: Tensor, *_: Any) -> Tensor:
+    return y.new_empty(y.shape)
+
+
+@norm_lif.register_fake
+def _(y: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    bits = y.new_empty((*y.shape[:-1], words(y.shape[-1])), dtype=torch.int64)
+    return bits, y.new_empty(y.shape if options[-1] else 0)
+
+
+@norm_lif_backward.register_fake
+def _(
+    _grad_spikes: Tensor,
+    _grad_stream: Tensor | None,
+    _bits: Tensor,
+    y: Tensor,
+    _stream: Tensor | None,
+    gain: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_gain = y.new_empty(0 if gain is None else y.shape[-1], dtype=membrane_dtype(y))
+    return y.new_empty(y.shape), grad_gain, torch.empty_like(grad_gain)
+
+
+@norm_backward.register_fake
+def _(grad_x: Tensor, *_: Any) -> Tensor:
+    return grad_x.new_empty(grad_x.shape)
+
+
+@norm_products.register_fake
+def _(_grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    grad_gain = y.new_empty(y.shape[-1], dtype=membrane_dtype(y))
+    return grad_gain, torch.empty_like(grad_gain)

@@ -1,0 +1,235 @@
+"""`accelerate(model)`: the readable model, trained faster and in less memory.
+
+A spiking network alternates two things: a synapse turns spikes into a current, and a norm, a
+residual sum and a neuron turn currents into spikes. The readable model writes every tensor in
+between to memory and keeps most of them for the backward pass. The twin that this file makes runs
+norm, sum and neuron in one pass (`ops/norm_lif`), keeps spikes as bits and the membrane not at all,
+and multiplies with spikes by adding the weights they select where few enough fire
+(`ops/spike_conv`).
+
+No graph is matched. The twin consists of the same modules in the same order; synapses, neurons and
+trunks hand each other maps that are not computed yet (`_lazy.py`), and every other module gets an
+ordinary tensor from them.
+"""
+
+import copy
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from spikeformers.layers import Conv, ConvBN, LinearBN, RepConv, ReversibleTrunk, Trunk
+from spikeformers.layers.synapse import BatchNorm, moments_over_ranks
+from spikeformers.neurons import LIF
+from spikeformers.ops.bits import firing_rate
+from spikeformers.ops.checks import membrane_dtype
+from spikeformers.ops.norm_lif import channel_moments
+from spikeformers.ops.surrogate import SURROGATES
+from spikeformers.transform._functions import Affine, Firing, Kernel, rows_of
+from spikeformers.transform._lazy import CurrentMap, SpikeMap, dense
+
+log = logging.getLogger(__name__)
+
+
+def accelerate(model: nn.Module) -> nn.Module:
+    """Return a twin of `model` that trains faster; it shares parameters, statistics and hooks.
+
+    Names, state and results are those of the model, up to rounding; the twin has a training mode of
+    its own. What has no fast form runs as it is, and is logged once.
+
+    Args:
+        model: Any module built with our layers and neurons.
+    """
+    return _twin(model, {})
+
+
+def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return a module with the same parameters, buffers and hooks, and twins for children."""
+    if module not in twins:
+        twin = twins[module] = copy.copy(module)
+        twin._modules = {
+            name: None if child is None else _twin(child, twins)
+            for name, child in module._modules.items()
+        }
+        twin.__class__ = _class_of_twin(type(module))
+    return twins[module]
+
+
+@functools.cache
+def _class_of_twin(cls: type[nn.Module]) -> type[nn.Module]:
+    # A subclass that computes something else has no fast form.
+    fast = [_FAST[kind] for kind in _FAST if issubclass(cls, kind) and cls.forward is kind.forward]
+    return type(cls.__name__, (_Twin, *fast[:1], cls), {"__module__": cls.__module__})
+
+
+class _Twin(nn.Module):
+    """A module among twins. Whoever hooks on to it sees ordinary tensors."""
+
+    returns_tensors = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _are_hooked([self]):
+            args, kwargs = tree_map(dense, (args, kwargs))
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        y = super().forward(*args, **kwargs)
+        return tree_map(dense, y) if self.returns_tensors or _are_hooked([self]) else y
+
+
+def _are_hooked(modules: Iterable[nn.Module]) -> bool:
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+class _FastConvBN(ConvBN):
+    def forward(self, x: Tensor) -> Any:
+        if not _is_map(x) or _are_hooked(self.children()):
+            return super().forward(dense(x))
+        return _normalised(_convolved(x, self.conv), [self.norm], self.conv.bias)
+
+
+class _FastLinearBN(LinearBN):
+    def forward(self, x: Tensor) -> Any:
+        if not _is_map(x) or _are_hooked(self.children()):
+            return super().forward(dense(x))
+        y = _weighed(x, self.linear.weight[..., None, None], Kernel(1, 0, 1))
+        return _normalised(y, [self.norm], self.linear.bias)
+
+
+class _FastRepConv(RepConv):
+    def forward(self, x: Tensor) -> Any:
+        if not _is_map(x) or _are_hooked(self.children()):
+            return super().forward(dense(x))
+        y = dense(_normalised(_convolved(x, self.pointwise1), [self.border_norm]))
+        y = self.depthwise(self.border_norm.surround(y.flatten(0, 1)))
+        y = self.pointwise2(y).unflatten(0, x.shape[:2])
+        return _normalised(y, [self.inner_norm, self.norm])
+
+
+class _FastConv(Conv):
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, SpikeMap) or self.bias is not None:
+            return super().forward(dense(x))
+        return _convolved(x, self)
+
+
+class _FastLIF(LIF):
+    def forward(self, x: Tensor) -> Any:
+        learns = isinstance(self.decay, Tensor) or isinstance(self.threshold, Tensor)
+        if not _is_map(x) or learns or self.carried is not None:
+            return super().forward(dense(x))
+        wide = membrane_dtype(x)
+        alpha = SURROGATES[self.surrogate].alpha if self.alpha is None else self.alpha
+        firing = Firing(
+            _number(self.decay, wide, x.device),
+            _number(self.threshold, wide, x.device),
+            self.v_reset,
+            self.decay_input,
+            self.strict,
+            self.detach_reset,
+            self.surrogate,
+            alpha,
+        )
+        return (x if isinstance(x, CurrentMap) else CurrentMap(dense(x))).fire(firing)
+
+
+class _FastTrunk(Trunk):
+    def forward(self, x: Tensor) -> Any:
+        if self.recomputes:
+            x = dense(x)
+            for branch in self.parts():
+                branch.returns_tensors = True
+        elif isinstance(x, CurrentMap):
+            x.is_stream = True
+        return super().forward(x)
+
+
+class _FastReversibleTrunk(ReversibleTrunk):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(dense(x))
+
+
+_FAST: dict[type[nn.Module], type[nn.Module]] = {
+    ConvBN: _FastConvBN,
+    LinearBN: _FastLinearBN,
+    RepConv: _FastRepConv,
+    Conv: _FastConv,
+    LIF: _FastLIF,
+    Trunk: _FastTrunk,
+    ReversibleTrunk: _FastReversibleTrunk,
+}
+
+
+def _is_map(x: Any) -> bool:
+    """Whether the kernels can work with an input."""
+    return x.ndim == 5 and not torch.compiler.is_compiling()
+
+
+@functools.cache
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def _convolved(x: Any, conv: nn.Conv2d) -> Tensor:
+    """Convolve spikes or a map, without the bias."""
+    return _weighed(x, conv.weight, Kernel(conv.stride[0], int(conv.padding[0]), conv.groups))
+
+
+def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> Tensor:
+    """`[T, B, C, H, W]` as spikes or as a map -> `[T, B, C', H', W']`."""
+    if isinstance(x, SpikeMap):
+        return x.convolve(weight, kernel, _is_sparse(x, kernel))
+    images = dense(x).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    y = nn.functional.conv2d(images, weight, None, *kernel[:2], 1, kernel.groups)
+    return y.unflatten(0, x.shape[:2])
+
+
+def _is_sparse(x: SpikeMap, kernel: Kernel) -> bool:
+    """Whether adding the weights that the spikes select is faster than multiplying with all."""
+    return kernel.groups == 1 and firing_rate(x.bits, x.shape[2]) < 0.2
+
+
+def _normalised(y: Tensor, norms: Sequence[BatchNorm], bias: Tensor | None = None) -> CurrentMap:
+    """Return the current that norms in a row make of `y + bias`, without computing it yet."""
+    parameters = [p for norm in norms for p in (norm.weight, norm.bias)]
+    parameters += [] if bias is None else [bias]
+    with torch.enable_grad(), torch.autocast(y.device.type, enabled=False):
+        leaves = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
+        moments = []
+        if any(norm.training for norm in norms):
+            moments = [m.requires_grad_() for m in channel_moments(rows_of(y.detach()))]
+        gain, offset = _affine(norms, leaves, moments, y.numel() // y.shape[2])
+    return CurrentMap(y, Affine(moments, leaves, gain, offset), parameters)
+
+
+def _affine(
+    norms: Sequence[BatchNorm], parameters: Sequence[Tensor], moments: Sequence[Tensor], count: int
+) -> tuple[Tensor, Tensor]:
+    """Return gain and offset of norms in a row, and move their running statistics.
+
+    A norm sees `gain y + offset`, whose moments follow from those of `y`: the tensor itself is
+    looked at once.
+    """
+    gain = torch.ones_like(parameters[0])
+    offset = torch.zeros_like(gain) if len(parameters) == 2 * len(norms) else parameters[-1]
+    if moments:
+        mean_y, var_y, total = moments_over_ranks(*moments, count)
+    for norm, weight, bias in zip(norms, parameters[::2], parameters[1::2], strict=False):
+        if norm.training:
+            mean, var = gain * mean_y + offset, gain.square() * var_y
+            norm.observe(mean.detach(), var.detach(), total)
+        else:
+            mean, var = norm.running_mean, norm.running_var
+        scale = weight * torch.rsqrt(var + norm.eps)
+        gain, offset = gain * scale, (offset - mean) * scale + bias
+    return gain, offset
