@@ -21,11 +21,13 @@ from spikeformers.models import (
     to_official,
 )
 from spikeformers.streaming import Stream, advance
+from spikeformers.transform import accelerate
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Stream",
+    "accelerate",
     "advance",
     "audit",
     "create_model",

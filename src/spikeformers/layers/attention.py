@@ -171,12 +171,13 @@ class SSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the tokens of each step."""
-        q, k, v = (
-            branch(x).flatten(3).unflatten(2, (self.heads, -1))
-            for branch in (self.q, self.k, self.v)
-        )
-        y = self.product(q, k, v).flatten(2, 3).unflatten(3, x.shape[3:])
-        return self.proj(self.neuron(y if self.scale == 1 else self.scale * y))
+        return self.proj(self.neuron(self.attend(self.q(x), self.k(x), self.v(x))))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return `scale q (k^T v)` of spikes `[T, B, C, H, W]`, head by head."""
+        heads = (x.flatten(3).unflatten(2, (self.heads, -1)) for x in (q, k, v))
+        y = self.product(*heads).flatten(2, 3).unflatten(3, q.shape[3:])
+        return y if self.scale == 1 else self.scale * y
 
     def fold(self) -> "SSA":
         """Move the scale into the threshold where that is exact; elsewhere it stays."""

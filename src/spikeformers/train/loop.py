@@ -115,7 +115,7 @@ def measure_pace(recipe: Recipe, device: str | None, seconds: float) -> dict[str
     """
     with joined(device) as ranks:
         run = _open(recipe, ranks, Stop())
-        run.training.model.train()
+        run.training.parallel.train()
         epochs = (_training_batches(run, epoch) for epoch in count(1))
         clock = [time.perf_counter()]
         for images, labels in chain.from_iterable(epochs):
@@ -202,7 +202,7 @@ def _train_epoch(run: _Run, epoch: int, log: Log) -> dict[str, float | None]:
     settings, done = run.recipe.train, run.training.done
     before, first, seconds_before = done.step, (epoch - 1) * run.epoch_steps, done.seconds
     batches = _training_batches(run, epoch, first=done.step - first)
-    run.training.model.train()
+    run.training.parallel.train()
     clock = time.perf_counter()
     for images, labels in batches:
         _step(run, images, labels)

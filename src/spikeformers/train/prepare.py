@@ -18,7 +18,7 @@ from spikeformers.models import Backbone, create_model
 from spikeformers.train.distributed import Ranks, replicate, shard, whole
 from spikeformers.train.optim import make_optimizer
 from spikeformers.train.recipe import Recipe, TrainSection
-from spikeformers.transform import compile_spiking
+from spikeformers.transform import accelerate, compile_spiking
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,8 +65,8 @@ class Training:
 
     Attributes:
         model: The weights.
-        parallel: What to call in training: the model, compiled if the recipe says so, in a wrapper
-            that averages gradients over the processes.
+        parallel: What to call in training: the model, its accelerated or its compiled twin, in a
+            wrapper that averages gradients over the processes.
         average: The moving average of the weights, if one is kept.
         optimizer: Its moments.
         scaler: The loss scale of float16.
@@ -121,6 +121,11 @@ def prepare(recipe: Recipe, model: Backbone, classes: tuple[str, ...], ranks: Ra
     settings = recipe.train
     if settings.sharded and settings.precision == "float16":
         raise ConfigError("train.sharded=true with train.precision=float16: choose bfloat16")
+    if settings.compile and settings.accelerate:
+        raise ConfigError(
+            f"train.compile=true with train.accelerate={settings.accelerate}: both replace the "
+            "readable model, choose one (train.accelerate=null)"
+        )
     trunks = [module for module in model.modules() if isinstance(module, Trunk)]
     if settings.recompute and not trunks:
         raise ConfigError(f"train.recompute=true: {recipe.model.name} has no trunk to recompute")
@@ -135,11 +140,12 @@ def prepare(recipe: Recipe, model: Backbone, classes: tuple[str, ...], ranks: Ra
     if settings.ema_decay is not None:
         moving = partial(_move_towards, settings.ema_decay)
         average = AveragedModel(model, multi_avg_fn=moving, use_buffers=True)
+    called = accelerate(model, settings.accelerate) if settings.accelerate else model
     if settings.sharded:
-        shard(model, ranks)
+        shard(cast(Backbone, called), ranks)
         if average is not None:
             shard(cast(Backbone, average.module), ranks)
-    called = compile_spiking(model) if settings.compile else model
+    called = compile_spiking(called) if settings.compile else called
     return Training(
         model=model,
         parallel=called if settings.sharded else replicate(called, ranks),

@@ -136,7 +136,9 @@ class TrainSection:
             which is then what is evaluated and saved as best; null is off.
         precision: "float32", "float64", or autocast to "bfloat16" or "float16".
         recompute: Keep only the residual stream for the backward pass.
-        compile: Compile the model with torch.compile.
+        accelerate: "fast" or "low" trains the accelerated twin of the model, which computes the same
+            (see `spikeformers.accelerate`); null trains the readable model.
+        compile: Compile the readable model with torch.compile instead.
         sharded: Under torchrun, split weights and optimiser over the ranks (FSDP2) instead of
             copying them to each (DDP).
         recalibration_batches: Training batches from which batch-norm statistics are estimated
@@ -168,6 +170,7 @@ class TrainSection:
     ema_decay: float | None
     precision: str
     recompute: bool
+    accelerate: str | None
     compile: bool
     sharded: bool
     recalibration_batches: int
@@ -352,6 +355,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES = {
     "data.unreadable": ("fail", "skip"),
     "train.optimizer": ("adamw", "lamb", "sgd"),
+    "train.accelerate": ("fast", "low"),
     "train.precision": ("float32", "float64", "bfloat16", "float16"),
     "distill.kind": ("hard", "soft"),
     "expected.mark": ("own", "S", "R", "M"),

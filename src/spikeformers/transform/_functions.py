@@ -6,12 +6,14 @@ shape and dtype without memory of its own, whose only use is to be differentiate
 Maps are `[T, B, C, *S]` with the channels last in memory; the kernels see them as rows `[T, R, C]`.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, conv_transpose2d
+from torch.nn.grad import conv2d_weight
 
 from spikeformers.ops.bits import unpack
 from spikeformers.ops.norm_lif import (
@@ -37,6 +39,27 @@ def map_of(rows: Tensor, shape: torch.Size) -> Tensor:
 def ghost_of(shape: torch.Size, like: Tensor) -> Tensor:
     """Return a tensor of this shape that takes no memory."""
     return like.new_empty(()).expand(shape)
+
+
+class Recipe(NamedTuple):
+    """How to compute a map again, so that the backward pass need not keep it.
+
+    Attributes:
+        rebuild: Takes the tensors and returns the map `[T, B, C, *S]`.
+        tensors: What is kept instead.
+    """
+
+    rebuild: Callable[..., Tensor]
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Recipe":
+        """Keep the map itself."""
+        return cls(_as_it_is, (x,))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class Kernel(NamedTuple):
@@ -92,27 +115,29 @@ class Affine:
         self.gain, self.offset = gain.detach(), offset.detach()
 
     def backward(
-        self, grad_gain: Tensor, grad_offset: Tensor
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Return the gradients of the moments and of the parameters."""
+        self, grad_x: Tensor, y: Tensor, grad_gain: Tensor, grad_offset: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients of the rows `y`, also through their moments, and the parameters'."""
         leaves = [leaf for leaf in (*self.moments, *self.parameters) if leaf.requires_grad]
         grads = torch.autograd.grad(
             self.graph, leaves, (grad_gain, grad_offset), retain_graph=True, allow_unused=True
         )
-        found = dict(zip(map(id, leaves), grads, strict=True))
-        return (
-            [found.get(id(leaf)) for leaf in self.moments],
-            [found.get(id(leaf)) for leaf in self.parameters],
-        )
-
-    def backward_to_rows(self, grad_x: Tensor, y: Tensor, grad_moments: list[Any]) -> Tensor:
-        """Return the gradient of the rows `y`, through the map and through the moments."""
+        grad_of = dict(zip(map(id, leaves), grads, strict=True))
         zero = torch.zeros_like(self.gain)
-        if not self.moments:
-            return norm_backward(grad_x, y, self.gain, zero, zero)
-        mean, count = self.moments[0].detach(), y.shape[0] * y.shape[1]
-        grad_mean, grad_var = (zero if grad is None else grad / count for grad in grad_moments)
-        return norm_backward(grad_x, y, self.gain, 2 * grad_var, grad_mean - 2 * grad_var * mean)
+        slope, level = zero, zero
+        if self.moments:
+            mean, count = self.moments[0].detach(), y.shape[0] * y.shape[1]
+            grad_mean, grad_var = (
+                zero if (grad := grad_of[id(leaf)]) is None else grad / count
+                for leaf in self.moments
+            )
+            slope, level = 2 * grad_var, grad_mean - 2 * grad_var * mean
+        grad_y = norm_backward(grad_x, y, self.gain, slope, level)
+        return grad_y, [grad_of.get(id(leaf)) for leaf in self.parameters]
+
+    def backward_from_sum(self, grad_x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the same where no neuron follows."""
+        return self.backward(grad_x, y, *norm_products(grad_x, y))
 
 
 class Add(torch.autograd.Function):
@@ -120,23 +145,27 @@ class Add(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, affine: Affine, y: Tensor, residual: Tensor | None, *parameters: Tensor
+        ctx: Any,
+        affine: Affine,
+        recipe: Recipe,
+        y: Tensor,
+        residual: Tensor | None,
+        *_parameters: Tensor,
     ) -> Tensor:
-        """Return the sum; the parameters are arguments so that autograd hands on gradients."""
-        ctx.affine = affine
-        ctx.save_for_backward(y)
+        """Return the sum; parameters are arguments so that autograd hands on their gradients."""
+        ctx.affine, ctx.rebuild = affine, recipe.rebuild
+        ctx.save_for_backward(*recipe.tensors)
         around = None if residual is None else rows_of(residual)
         return map_of(norm_add(rows_of(y), around, affine.gain, affine.offset), y.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Recompute nothing: the gradient of the residual is the gradient itself."""
-        (y,) = ctx.saved_tensors
-        grad_x, rows = rows_of(grad), rows_of(y)
-        grad_moments, grads = ctx.affine.backward(*norm_products(grad_x, rows))
-        grad_y = map_of(ctx.affine.backward_to_rows(grad_x, rows, grad_moments), y.shape)
-        return None, grad_y, grad if ctx.needs_input_grad[2] else None, *grads
+        """The gradient of the residual is the gradient itself."""
+        y = rows_of(ctx.rebuild(*ctx.saved_tensors))
+        grad_y, grads = ctx.affine.backward_from_sum(rows_of(grad), y)
+        grad_residual = grad if ctx.needs_input_grad[3] else None
+        return None, None, map_of(grad_y, grad.shape), grad_residual, *grads
 
 
 class Fire(torch.autograd.Function):
@@ -146,27 +175,33 @@ class Fire(torch.autograd.Function):
     def forward(
         ctx: Any,
         firing: Firing,
-        keeps_stream: bool,
+        returns_sum: bool,
+        saves_residual: bool,
         affine: Affine | None,
+        recipe: Recipe,
         y: Tensor,
         residual: Tensor | None,
-        *parameters: Tensor,
+        *_parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return a ghost `[T, B, C, *S]`, bits `[T, R, words]` and the stream."""
-        ctx.firing, ctx.affine = firing, affine
+        """Return a ghost `[T, B, C, *S]`, bits `[T, R, words]` and the sum, if asked for.
+
+        Of the sum and the residual one is saved, and the other follows from it.
+        """
+        ctx.firing, ctx.affine, ctx.rebuild = firing, affine, recipe.rebuild
+        ctx.saves_residual = saves_residual
         bits, stream = norm_lif(
             rows_of(y),
             None if residual is None else rows_of(residual),
             None if affine is None else affine.gain,
             None if affine is None else affine.offset,
             *firing.forward_options,
-            keeps_stream,
+            returns_sum,
         )
-        kept = map_of(stream, y.shape) if keeps_stream else None
-        ctx.save_for_backward(y, bits, kept)
+        total = map_of(stream, y.shape) if returns_sum else None
+        ctx.save_for_backward(bits, residual if saves_residual else total, *recipe.tensors)
         ctx.mark_non_differentiable(bits)
         ctx.set_materialize_grads(False)
-        return ghost_of(y.shape, y), bits, kept
+        return ghost_of(y.shape, y), bits, total
 
     @staticmethod
     @once_differentiable
@@ -174,26 +209,30 @@ class Fire(torch.autograd.Function):
         ctx: Any, grad_spikes: Tensor | None, _: Tensor | None, grad_stream: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Run the membrane again and go back through neuron, sum and norm."""
-        y, bits, kept = ctx.saved_tensors
-        rows, affine = rows_of(y), ctx.affine
+        bits, saved, *tensors = ctx.saved_tensors
+        y, affine = ctx.rebuild(*tensors), ctx.affine
+        shape, y = y.shape, rows_of(y)
+        stream = None if saved is None else rows_of(saved)
+        if ctx.saves_residual:
+            gain, offset = (None, None) if affine is None else (affine.gain, affine.offset)
+            stream = norm_add(y, stream, gain, offset)
         if grad_spikes is None:
-            grad_spikes = torch.zeros_like(y)
+            grad_spikes = torch.zeros_like(map_of(y, shape))
         grad_x, grad_gain, grad_offset = norm_lif_backward(
             rows_of(grad_spikes),
             None if grad_stream is None else rows_of(grad_stream),
             bits,
-            rows,
-            None if kept is None else rows_of(kept),
+            y,
+            stream,
             None if affine is None else affine.gain,
             None if affine is None else affine.offset,
             *ctx.firing.backward_options,
         )
-        grad_residual = map_of(grad_x, y.shape) if ctx.needs_input_grad[4] else None
-        if affine is None:
-            return None, None, None, map_of(grad_x, y.shape), grad_residual
-        grad_moments, grads = affine.backward(grad_gain, grad_offset)
-        grad_y = map_of(affine.backward_to_rows(grad_x, rows, grad_moments), y.shape)
-        return None, None, None, grad_y, grad_residual, *grads
+        grad_residual = map_of(grad_x, shape) if ctx.needs_input_grad[6] else None
+        grads: list[Tensor | None] = []
+        if affine is not None:
+            grad_x, grads = affine.backward(grad_x, y, grad_gain, grad_offset)
+        return *[None] * 5, map_of(grad_x, shape), grad_residual, *grads
 
 
 class Unpack(torch.autograd.Function):
@@ -210,6 +249,19 @@ class Unpack(torch.autograd.Function):
         return grad, None
 
 
+def convolve_spikes(
+    ghost: Tensor, bits: Tensor, weight: Tensor, kernel: Kernel, is_sparse: bool
+) -> Tensor:
+    """Return the map `[T, B, C', H', W']` of spikes `[T, B, C, H, W]`."""
+    weight = weight.to(ghost.dtype)
+    if is_sparse:
+        words = bits.view(-1, *ghost.shape[3:], bits.shape[-1])
+        y = spike_conv(words, weight, kernel.stride, kernel.padding, ghost.dtype).movedim(-1, 1)
+    else:
+        y = conv2d(_images(ghost, bits), weight, None, *kernel[:2], 1, kernel.groups)
+    return y.unflatten(0, ghost.shape[:2])
+
+
 class SpikeConv(torch.autograd.Function):
     """A convolution of spikes, of which only the bits are kept."""
 
@@ -217,16 +269,10 @@ class SpikeConv(torch.autograd.Function):
     def forward(
         ctx: Any, ghost: Tensor, bits: Tensor, weight: Tensor, kernel: Kernel, is_sparse: bool
     ) -> Tensor:
-        """`[T, B, C, H, W]` as ghost and bits -> `[T, B, C', H', W']`."""
+        """See `convolve_spikes`."""
         ctx.kernel, ctx.is_sparse = kernel, is_sparse
         ctx.save_for_backward(ghost, bits, weight)
-        weight = weight.to(ghost.dtype)
-        if is_sparse:
-            words = bits.view(-1, *ghost.shape[3:], bits.shape[-1])
-            y = spike_conv(words, weight, kernel.stride, kernel.padding, ghost.dtype).movedim(-1, 1)
-        else:
-            y = conv2d(_images(ghost, bits), weight, None, *kernel[:2], 1, kernel.groups)
-        return y.unflatten(0, ghost.shape[:2])
+        return convolve_spikes(ghost, bits, weight, kernel, is_sparse)
 
     @staticmethod
     @once_differentiable
@@ -234,22 +280,161 @@ class SpikeConv(torch.autograd.Function):
         """Go back densely to the spikes, and by their bits to the weights."""
         ghost, bits, weight = ctx.saved_tensors
         kernel, grad_ghost, grad_weight = ctx.kernel, None, None
-        grad = grad.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        grad = _channels_last(grad.flatten(0, 1))
         if ctx.needs_input_grad[0]:
-            images = grad_of_images(grad, weight.to(grad.dtype), ghost.shape[3:], kernel)
+            images = grad_of_images(grad, weight, ghost.shape[3:], kernel)
             grad_ghost = images.unflatten(0, ghost.shape[:2])
         if ctx.needs_input_grad[2] and ctx.is_sparse:
             words = bits.view(-1, *ghost.shape[3:], bits.shape[-1])
-            size, rows = weight.shape, grad.movedim(1, -1)
             grad_weight = spike_conv_weight_grad(
-                words, rows, size[1], size[2], kernel.stride, kernel.padding
-            )
+                words, grad.movedim(1, -1), *weight.shape[1:3], kernel.stride, kernel.padding
+            ).to(weight.dtype)
         elif ctx.needs_input_grad[2]:
-            grad_weight = torch.nn.grad.conv2d_weight(
-                _images(ghost, bits), weight.shape, grad, *kernel[:2], 1, kernel.groups
-            )
-        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+            grad_weight = grad_of_weight(grad, _images(ghost, bits), weight, kernel)
         return grad_ghost, None, grad_weight, None, None
+
+
+def convolve_map(x: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
+    """`[T, B, C, H, W]` -> `[T, B, C', H', W']`."""
+    images = _channels_last(x.flatten(0, 1))
+    y = conv2d(images, weight.to(x.dtype), None, *kernel[:2], 1, kernel.groups)
+    return y.unflatten(0, x.shape[:2])
+
+
+class MapConv(torch.autograd.Function):
+    """A convolution of a map that need not be kept because it can be computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, recipe: Recipe, x: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
+        """See `convolve_map`."""
+        ctx.rebuild, ctx.kernel = recipe.rebuild, kernel
+        ctx.save_for_backward(weight, *recipe.tensors)
+        return convolve_map(x, weight, kernel)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the map again."""
+        weight, *tensors = ctx.saved_tensors
+        x = ctx.rebuild(*tensors)
+        grad = _channels_last(grad.flatten(0, 1))
+        grad_x = grad_of_images(grad, weight, x.shape[3:], ctx.kernel).unflatten(0, x.shape[:2])
+        grad_weight = grad_of_weight(grad, _channels_last(x.flatten(0, 1)), weight, ctx.kernel)
+        return None, grad_x, grad_weight, None
+
+
+def bordered_chain(
+    y: Tensor, affine: Affine, border: Tensor, depthwise: Tensor, pointwise: Tensor
+) -> Tensor:
+    """Return the inside of a `RepConv`: norm, border, depthwise 3x3 and pointwise convolution.
+
+    `[T, B, C, H, W]` -> `[T, B, C', H, W]`.
+    """
+    z = conv2d(_framed(y, affine, border), depthwise.to(y.dtype), groups=len(depthwise))
+    return conv2d(z, pointwise.to(y.dtype)).unflatten(0, y.shape[:2])
+
+
+def _framed(y: Tensor, affine: Affine, border: Tensor) -> Tensor:
+    """Return `gain y + offset` with a border `[C]`, as images `[T*B, C, H+2, W+2]`."""
+    steps, batch, channels, height, width = y.shape
+    framed = y.new_empty(steps * batch, height + 2, width + 2, channels)
+    for edge in (framed[:, 0], framed[:, -1], framed[:, :, 0], framed[:, :, -1]):
+        edge.copy_(border)
+    inside = norm_add(rows_of(y), None, affine.gain, affine.offset)
+    framed[:, 1:-1, 1:-1] = inside.view(-1, height, width, channels)
+    return framed.movedim(-1, 1)
+
+
+class SpikeProduct(torch.autograd.Function):
+    """`scale q (k^T v)` head by head, where of q, k and v only the bits are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: int, scale: float, *maps: Tensor) -> Tensor:
+        """Ghosts and bits of q, k and v in turn -> `[T, B, C, H, W]`."""
+        ctx.heads, ctx.scale = heads, scale
+        ctx.save_for_backward(*maps)
+        return spike_product(heads, scale, *maps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Unpack the spikes again."""
+        maps = ctx.saved_tensors
+        ghosts, operands = maps[::2], _heads_of_spikes(maps, ctx.heads)
+        with torch.enable_grad():
+            leaves = [x.requires_grad_() for x in operands]
+            y = _product(*leaves, ctx.scale)
+        grads = torch.autograd.grad(y, leaves, _heads(rows_of(grad), len(grad[0]), ctx.heads))
+        found = [map_of(_rows(g, len(grad)), x.shape) for g, x in zip(grads, ghosts, strict=True)]
+        return None, None, *(g for grad_x in found for g in (grad_x, None))
+
+
+def spike_product(heads: int, scale: float, *maps: Tensor) -> Tensor:
+    """Return `scale q (k^T v)` given ghosts and bits of q, k and v in turn."""
+    rows = _rows(_product(*_heads_of_spikes(maps, heads), scale), len(maps[0]))
+    return map_of(rows, maps[4].shape)
+
+
+def _product(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """`[T*B, h, N, d]` -> `[T*B, h, N, d']`, in the cheaper order; see `layers/attention.py`."""
+    tokens, width = q.shape[-2:]
+    return q @ (k.mT @ v * scale) if width < tokens else (q @ k.mT * scale) @ v
+
+
+def _heads_of_spikes(maps: Sequence[Tensor], heads: int) -> list[Tensor]:
+    return [
+        _heads(unpack(bits, ghost.shape[2], ghost.dtype), ghost.shape[1], heads)
+        for ghost, bits in zip(maps[::2], maps[1::2], strict=True)
+    ]
+
+
+def _heads(rows: Tensor, batch: int, heads: int) -> Tensor:
+    """`[T, B*N, C]` -> `[T*B, h, N, d]`."""
+    return rows.unflatten(1, (batch, -1)).flatten(0, 1).unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _rows(x: Tensor, steps: int) -> Tensor:
+    """`[T*B, h, N, d]` -> `[T, B*N, C]`."""
+    return x.transpose(1, 2).reshape(steps, -1, x.shape[1] * x.shape[3])
+
+
+class BorderedChain(torch.autograd.Function):
+    """See `bordered_chain`: only the map before the norm is kept, or what it is computed from."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        affine: Affine,
+        recipe: Recipe,
+        y: Tensor,
+        border: Tensor,
+        depthwise: Tensor,
+        pointwise: Tensor,
+        *_parameters: Tensor,
+    ) -> Tensor:
+        """`[T, B, C, H, W]` -> `[T, B, C', H, W]`."""
+        ctx.affine, ctx.rebuild = affine, recipe.rebuild
+        ctx.save_for_backward(border, depthwise, pointwise, *recipe.tensors)
+        return bordered_chain(y, affine, border, depthwise, pointwise)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the two maps in between again."""
+        border, depthwise, pointwise, *tensors = ctx.saved_tensors
+        y, affine, plain = ctx.rebuild(*tensors), ctx.affine, Kernel(1, 0, 1)
+        framed = _framed(y, affine, border)
+        z = conv2d(framed, depthwise.to(y.dtype), groups=len(depthwise))
+        grad = _channels_last(grad.flatten(0, 1))
+        grad_pointwise = grad_of_weight(grad, z, pointwise, plain)
+        grad = grad_of_images(grad, pointwise, z.shape[2:], plain)
+        per_channel = Kernel(1, 0, len(depthwise))
+        grad_depthwise = grad_of_weight(grad, framed, depthwise, per_channel)
+        grad = grad_of_images(grad, depthwise, framed.shape[2:], per_channel)
+        inside = grad[..., 1:-1, 1:-1].unflatten(0, y.shape[:2])
+        grad_y, grads = affine.backward_from_sum(rows_of(inside), rows_of(y))
+        grad_y = map_of(grad_y, y.shape)
+        return None, None, grad_y, None, grad_depthwise, grad_pointwise, *grads
 
 
 def grad_of_images(
@@ -261,9 +446,17 @@ def grad_of_images(
         for length in grad.shape[2:]
     ]
     missing = [full - got for full, got in zip(size, reached, strict=True)]
-    return torch.nn.functional.conv_transpose2d(
-        grad, weight, None, kernel.stride, kernel.padding, missing, kernel.groups
-    )
+    return conv_transpose2d(grad, weight.to(grad.dtype), None, *kernel[:2], missing, kernel.groups)
+
+
+def grad_of_weight(grad: Tensor, images: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
+    """Return the gradient of the kernel of a convolution of these images."""
+    found = conv2d_weight(images, weight.shape, grad, *kernel[:2], 1, kernel.groups)
+    return found.to(weight.dtype)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _images(ghost: Tensor, bits: Tensor) -> Tensor:

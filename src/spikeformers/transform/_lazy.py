@@ -8,6 +8,7 @@ reads. Whatever else touches one of these maps gets an ordinary tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from spikeformers.transform._functions import (
     Fire,
     Firing,
     Kernel,
+    Recipe,
     SpikeConv,
     Unpack,
+    convolve_spikes,
 )
 
 
@@ -98,9 +101,12 @@ class SpikeMap(LazyMap):
     def _compute(self) -> Tensor:
         return Unpack.apply(self.ghost, self.bits)
 
-    def convolve(self, weight: Tensor, kernel: Kernel, is_sparse: bool) -> Tensor:
-        """Return the convolution with a kernel `[O, I/groups, k, k]`."""
-        return SpikeConv.apply(self.ghost, self.bits, weight, kernel, is_sparse)
+    def convolve(self, weight: Tensor, kernel: Kernel, is_sparse: bool) -> tuple[Tensor, Recipe]:
+        """Return the convolution with a kernel `[O, I/groups, k, k]`, and how to repeat it."""
+        options = (weight, kernel, is_sparse)
+        rebuild = partial(convolve_spikes, kernel=kernel, is_sparse=is_sparse)
+        y = SpikeConv.apply(self.ghost, self.bits, *options)
+        return y, Recipe(rebuild, (self.ghost, self.bits, weight))
 
 
 class CurrentMap(LazyMap):
@@ -108,51 +114,76 @@ class CurrentMap(LazyMap):
 
     Args:
         y: What the synapse's map gave.
+        recipe: What the backward pass keeps of it; default: itself.
         affine: What its norms do to it; `None` does nothing.
         parameters: The real ones that `affine` was made of.
         residual: Is added.
+        residual_is_saved: Whether the backward pass of another sum keeps it anyway.
+
+    Attributes:
+        is_stream: Whether the sum is wanted after a neuron has fired on it.
+        is_saved: Whether the backward pass of a neuron keeps the sum.
     """
 
     def __init__(
         self,
         y: Tensor,
+        recipe: Recipe | None = None,
         affine: Affine | None = None,
         parameters: Sequence[Tensor] = (),
         residual: Tensor | None = None,
+        residual_is_saved: bool = False,
     ) -> None:
         super().__init__(y)
         self.y = y
+        self.recipe = Recipe.of(y) if recipe is None else recipe
         self.affine = affine
         self.parameters = parameters
         self.residual = residual
+        self.residual_is_saved = residual_is_saved
         self.is_stream = False
+        self.is_saved = False
         if affine is None and residual is None:
             self._value = y
 
     def _compute(self) -> Tensor:
         if self.affine is None:
             return self.y + self.residual
-        return Add.apply(self.affine, self.y, self.residual, *self.parameters)
+        return Add.apply(self.affine, self.recipe, self.y, self.residual, *self.parameters)
 
     def fire(self, firing: Firing) -> SpikeMap:
         """Return the spikes of a neuron; the sum is kept if this is a trunk's stream."""
-        if self._value is not None:
-            ghost, bits, _ = Fire.apply(firing, False, None, self._value, None)
-        else:
-            keeps = self.is_stream or self.residual is not None
-            ghost, bits, self._value = Fire.apply(
-                firing, keeps, self.affine, self.y, self.residual, *self.parameters
-            )
+        is_plain = self.affine is None and self.residual is None
+        if self._value is not None and not is_plain:
+            return CurrentMap(self._value).fire(firing)  # for the second time
+        is_sum = self.residual is not None or (self.is_stream and not is_plain)
+        # Of two sums in a row one is saved, and the other one follows from it.
+        saves_residual = self.residual_is_saved
+        ghost, bits, total = Fire.apply(
+            firing,
+            is_sum,
+            saves_residual,
+            self.affine,
+            self.recipe,
+            self.y,
+            self.residual,
+            *self.parameters,
+        )
+        self._value = total if is_sum else self._value
+        self.is_saved = is_plain or (is_sum and not saves_residual)
         return SpikeMap(ghost, bits)
 
     def plus(self, other: Any) -> Any:
         """Return the sum with another map, as another such current where that is possible."""
         if isinstance(other, CurrentMap) and other._value is None and other.residual is None:
-            return CurrentMap(other.y, other.affine, other.parameters, self.value())
+            total = self.value()
+            return CurrentMap(
+                other.y, other.recipe, other.affine, other.parameters, total, self.is_saved
+            )
         other = dense(other)
         fits = isinstance(other, Tensor) and other.shape == self.shape and other.dtype == self.dtype
         if fits and self._value is None and self.residual is None:
-            return CurrentMap(self.y, self.affine, self.parameters, other)
+            return CurrentMap(self.y, self.recipe, self.affine, self.parameters, other)
         return self.value() + other
 
     __add__ = plus

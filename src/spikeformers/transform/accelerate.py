@@ -20,22 +20,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map
 
-from spikeformers.layers import Conv, ConvBN, LinearBN, RepConv, ReversibleTrunk, Trunk
+from spikeformers.errors import InputError
+from spikeformers.layers import SSA, Conv, ConvBN, LinearBN, RepConv, ReversibleTrunk, Trunk
+from spikeformers.layers.attention import matrix_product
 from spikeformers.layers.synapse import BatchNorm, moments_over_ranks
 from spikeformers.neurons import LIF
 from spikeformers.ops.bits import firing_rate
 from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.norm_lif import channel_moments
 from spikeformers.ops.surrogate import SURROGATES
-from spikeformers.transform._functions import Affine, Firing, Kernel, rows_of
+from spikeformers.transform._functions import (
+    Affine,
+    BorderedChain,
+    Firing,
+    Kernel,
+    MapConv,
+    Recipe,
+    SpikeProduct,
+    bordered_chain,
+    convolve_map,
+    rows_of,
+    spike_product,
+)
 from spikeformers.transform._lazy import CurrentMap, SpikeMap, dense
 
 log = logging.getLogger(__name__)
 
 
-def accelerate(model: nn.Module) -> nn.Module:
+def accelerate(model: nn.Module, memory: str = "fast") -> nn.Module:
     """Return a twin of `model` that trains faster; it shares parameters, statistics and hooks.
 
     Names, state and results are those of the model, up to rounding; the twin has a training mode of
@@ -43,18 +58,26 @@ def accelerate(model: nn.Module) -> nn.Module:
 
     Args:
         model: Any module built with our layers and neurons.
+        memory: What the backward pass finds of a current that spikes have made: "fast" keeps it,
+            "low" keeps the spikes' bits and computes it again.
+
+    Raises:
+        InputError: If `memory` is neither.
     """
-    return _twin(model, {})
+    if memory not in ("fast", "low"):
+        raise InputError(f"memory={memory!r}: expected 'fast' or 'low'")
+    return _twin(model, memory, {})
 
 
-def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+def _twin(module: nn.Module, memory: str, twins: dict[nn.Module, nn.Module]) -> nn.Module:
     """Return a module with the same parameters, buffers and hooks, and twins for children."""
     if module not in twins:
         twin = twins[module] = copy.copy(module)
         twin._modules = {
-            name: None if child is None else _twin(child, twins)
+            name: None if child is None else _twin(child, memory, twins)
             for name, child in module._modules.items()
         }
+        twin.memory = memory
         twin.__class__ = _class_of_twin(type(module))
     return twins[module]
 
@@ -69,6 +92,7 @@ def _class_of_twin(cls: type[nn.Module]) -> type[nn.Module]:
 class _Twin(nn.Module):
     """A module among twins. Whoever hooks on to it sees ordinary tensors."""
 
+    memory: str
     returns_tensors = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,32 +119,53 @@ class _FastConvBN(ConvBN):
     def forward(self, x: Tensor) -> Any:
         if not _is_map(x) or _are_hooked(self.children()):
             return super().forward(dense(x))
-        return _normalised(_convolved(x, self.conv), [self.norm], self.conv.bias)
+        y, recipe = _convolved(x, self.conv)
+        return _normalised(y, _kept(y, recipe, self.memory), [self.norm], self.conv.bias)
 
 
 class _FastLinearBN(LinearBN):
     def forward(self, x: Tensor) -> Any:
         if not _is_map(x) or _are_hooked(self.children()):
             return super().forward(dense(x))
-        y = _weighed(x, self.linear.weight[..., None, None], Kernel(1, 0, 1))
-        return _normalised(y, [self.norm], self.linear.bias)
+        weight = self.linear.weight[..., None, None]
+        y, recipe = _weighed(x, weight, Kernel(1, 0, 1))
+        return _normalised(y, _kept(y, recipe, self.memory), [self.norm], self.linear.bias)
 
 
 class _FastRepConv(RepConv):
     def forward(self, x: Tensor) -> Any:
         if not _is_map(x) or _are_hooked(self.children()):
             return super().forward(dense(x))
-        y = dense(_normalised(_convolved(x, self.pointwise1), [self.border_norm]))
-        y = self.depthwise(self.border_norm.surround(y.flatten(0, 1)))
-        y = self.pointwise2(y).unflatten(0, x.shape[:2])
-        return _normalised(y, [self.inner_norm, self.norm])
+        y, again = _convolved(x, self.pointwise1)
+        first = _normalised(y, again, [self.border_norm])
+        border = self.border_norm.affine_map()[1].detach()
+        weights = border, self.depthwise.weight, self.pointwise2.weight
+        z = BorderedChain.apply(first.affine, again, y, *weights, *first.parameters)
+
+        def rebuild(*tensors: Tensor) -> Tensor:
+            return bordered_chain(again.rebuild(*tensors[3:]), first.affine, *tensors[:3])
+
+        recipe = _kept(z, Recipe(rebuild, (*weights, *again.tensors)), self.memory)
+        return _normalised(z, recipe, [self.inner_norm, self.norm])
 
 
 class _FastConv(Conv):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if not isinstance(x, SpikeMap) or self.bias is not None:
             return super().forward(dense(x))
-        return _convolved(x, self)
+        # Depthwise, so that computing it again costs little.
+        return CurrentMap(*_convolved(x, self))
+
+
+class _FastSSA(SSA):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
+        maps = q, k, v
+        if self.product is not matrix_product or not all(isinstance(x, SpikeMap) for x in maps):
+            return super().attend(q, k, v)
+        operands = [tensor for x in maps for tensor in (x.ghost, x.bits)]
+        y = SpikeProduct.apply(self.heads, self.scale, *operands)
+        rebuild = functools.partial(spike_product, self.heads, self.scale)
+        return CurrentMap(y, _kept(y, Recipe(rebuild, tuple(operands)), self.memory))
 
 
 class _FastLIF(LIF):
@@ -164,6 +209,7 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
     LinearBN: _FastLinearBN,
     RepConv: _FastRepConv,
     Conv: _FastConv,
+    SSA: _FastSSA,
     LIF: _FastLIF,
     Trunk: _FastTrunk,
     ReversibleTrunk: _FastReversibleTrunk,
@@ -172,7 +218,12 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
 
 def _is_map(x: Any) -> bool:
     """Whether the kernels can work with an input."""
-    return x.ndim == 5 and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or x.ndim != 5:
+        return False
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    # PyTorch lacks convolutions for it.
+    return not (device == "cpu" and dtype == torch.float16)
 
 
 @functools.cache
@@ -180,18 +231,36 @@ def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=dtype, device=device)
 
 
-def _convolved(x: Any, conv: nn.Conv2d) -> Tensor:
+def _convolved(x: Any, conv: nn.Conv2d) -> tuple[Tensor, Recipe]:
     """Convolve spikes or a map, without the bias."""
-    return _weighed(x, conv.weight, Kernel(conv.stride[0], int(conv.padding[0]), conv.groups))
+    kernel = Kernel(conv.stride[0], int(conv.padding[0]), conv.groups)
+    return _weighed(x, conv.weight, kernel)
 
 
-def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> Tensor:
-    """`[T, B, C, H, W]` as spikes or as a map -> `[T, B, C', H', W']`."""
-    if isinstance(x, SpikeMap):
-        return x.convolve(weight, kernel, _is_sparse(x, kernel))
-    images = dense(x).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    y = nn.functional.conv2d(images, weight, None, *kernel[:2], 1, kernel.groups)
-    return y.unflatten(0, x.shape[:2])
+def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> tuple[Tensor, Recipe]:
+    """`[T, B, C, H, W]` as spikes or as a map -> `[T, B, C', H', W']`, and how to repeat it."""
+    device = x.device.type
+    # Spikes have the dtype that the current in front of them was rounded to.
+    with torch.autocast(device, enabled=False):
+        if isinstance(x, SpikeMap):
+            return x.convolve(weight, kernel, _is_sparse(x, kernel))
+    again = x.recipe if isinstance(x, CurrentMap) and x.affine is None else None
+    x = dense(x)
+    if torch.is_autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
+        again, x = None, x.to(torch.get_autocast_dtype(device))
+    again = Recipe.of(x) if again is None else again
+    with torch.autocast(device, enabled=False):
+        y = MapConv.apply(again, x, weight, kernel)
+
+    def rebuild(weight: Tensor, *tensors: Tensor) -> Tensor:
+        return convolve_map(again.rebuild(*tensors), weight, kernel)
+
+    return y, Recipe(rebuild, (weight, *again.tensors))
+
+
+def _kept(y: Tensor, recipe: Recipe, memory: str) -> Recipe:
+    """Return what the backward pass keeps of a map that can be computed again from spikes."""
+    return recipe if memory == "low" else Recipe.of(y)
 
 
 def _is_sparse(x: SpikeMap, kernel: Kernel) -> bool:
@@ -199,17 +268,21 @@ def _is_sparse(x: SpikeMap, kernel: Kernel) -> bool:
     return kernel.groups == 1 and firing_rate(x.bits, x.shape[2]) < 0.2
 
 
-def _normalised(y: Tensor, norms: Sequence[BatchNorm], bias: Tensor | None = None) -> CurrentMap:
+def _normalised(
+    y: Tensor, recipe: Recipe, norms: Sequence[BatchNorm], bias: Tensor | None = None
+) -> CurrentMap:
     """Return the current that norms in a row make of `y + bias`, without computing it yet."""
     parameters = [p for norm in norms for p in (norm.weight, norm.bias)]
     parameters += [] if bias is None else [bias]
-    with torch.enable_grad(), torch.autocast(y.device.type, enabled=False):
+    # Checkpointing must not compute again what is as small as this.
+    kept_as_they_are = saved_tensors_hooks(lambda vector: vector, lambda vector: vector)
+    with torch.enable_grad(), torch.autocast(y.device.type, enabled=False), kept_as_they_are:
         leaves = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
         moments = []
         if any(norm.training for norm in norms):
             moments = [m.requires_grad_() for m in channel_moments(rows_of(y.detach()))]
         gain, offset = _affine(norms, leaves, moments, y.numel() // y.shape[2])
-    return CurrentMap(y, Affine(moments, leaves, gain, offset), parameters)
+    return CurrentMap(y, recipe, Affine(moments, leaves, gain, offset), parameters)
 
 
 def _affine(
