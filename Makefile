@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo docs fmt lint types test test-shapes test-gpu test-browser test-data test-floor check clean
+.PHONY: help setup demo docs fmt lint types test test-shapes test-gpu test-browser test-data test-floor sanitize bench check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,11 +13,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python >= 3.11 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12"'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+# An installation holds the native kernels; they are built again when their sources change.
+INSTALLED = pyproject.toml CMakeLists.txt $(wildcard src/spikeformers/ops/csrc/*)
+
+$(VENV)/.train: $(INSTALLED) constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[train]"
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: $(INSTALLED) constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@ $(VENV)/.train
 
@@ -53,18 +56,32 @@ test-browser: $(VENV)/.dev  ## Look at a report in headless Chromium and leave s
 test-data: $(VENV)/.dev  ## Run the tests that read the real data sets, in the folder SPIKEFORMERS_DATA
 	$(BIN)/python -m pytest -m data tests/data
 
+sanitize:  ## Run the native kernels under the address and undefined-behaviour sanitizers
+	@mkdir -p build
+	$(CXX) -std=c++17 -O1 -march=native -ffp-contract=off -pthread -fno-sanitize-recover=all \
+	  -fsanitize=address,undefined -Isrc/spikeformers/ops/csrc \
+	  src/spikeformers/ops/csrc/*.cpp tests/ops/sanitize.cpp -o build/sanitize
+	build/sanitize
+
 test-floor:  ## Run the core tests on the oldest supported PyTorch
 	$(MAKE) VENV=.venv-floor .venv-floor/.floor
 	.venv-floor/bin/python -m pytest -n 2 -m "not gpu" tests/ops tests/layers tests/models tests/analysis
 
-.venv-floor/.floor: pyproject.toml | $(BIN)/python
+.venv-floor/.floor: $(INSTALLED) | $(BIN)/python
 	$(PIP) "torch==2.10.0" "torchvision==0.25.0" -e ".[dev]"
 	@touch $@
+
+$(VENV)/.bench: $(INSTALLED) constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[train,spikingjelly]"
+	@touch $@
+
+bench: $(VENV)/.bench  ## Compare a step of training with others', write benchmarks/results/latest.json
+	$(BIN)/python -m benchmarks --short
 
 docs: $(VENV)/.dev  ## Write the generated page docs/results.md
 	$(BIN)/python docs/make_results.py
 
-check: lint types test  ## Lint, types and tests: what CI runs
+check: lint types sanitize test  ## Lint, types, sanitizers and tests: what CI runs
 
 clean:  ## Remove the virtual environments and caches (never runs/)
 	rm -rf .venv .venv-floor .mypy_cache .pytest_cache .ruff_cache

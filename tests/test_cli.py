@@ -12,6 +12,7 @@ from PIL import Image
 
 import spikeformers as sf
 from spikeformers.cli import main
+from spikeformers.ops import native
 from tests.golden import Case
 from tests.train.small import SMALL, write_small_set
 
@@ -117,7 +118,10 @@ def test_list_info_doctor_and_audit(run: Path, capsys: Output) -> None:
     parts = [*(stage["parameters"] for stage in facts["stages"]), facts["head_parameters"]]
     assert sum(parts) == facts["parameters"]
     assert ask(["info", str(run / "best.safetensors")], capsys)["in_channels"] == 1
-    assert ask(["doctor"], capsys)["environment"]["torch"] == torch.__version__
+    facts = ask(["doctor"], capsys)
+    assert facts["environment"]["torch"] == torch.__version__
+    assert facts["kernels"]["level"] == native.level()
+    assert facts["kernels"]["each"]["lif_forward"] == (native.level() or "PyTorch")
     verdict = ask(["audit", str(run / "best.safetensors"), "--image-size", "16"], capsys)["verdict"]
     assert verdict == "not spike-driven"
 
@@ -128,6 +132,42 @@ def test_energy_counts_the_test_split_at_the_firing_rate_of_eval(run: Path, caps
     assert facts["samples"] == 10
     assert facts["rate"] == pytest.approx(ask(["eval", best], capsys)["firing_rate"])
     assert facts["total"]["mJ"] == facts["mJ"]["memory"] > facts["mJ"]["paper"] > 0
+
+
+def test_audit_compares_its_claims_with_a_test_split(run: Path, capsys: Output) -> None:
+    best, folder = str(run / "best.safetensors"), str(run.parent / "idx")
+    own = ask(["audit", best, "--verify", folder], capsys)["observed"]
+    assert own["samples"] == 10 and own["values"] > 10_000
+    named = ["--verify", "mnist", f"data.root={folder}", "data.image_size=16"]
+    assert ask(["audit", best, *named], capsys)["observed"]["samples"] == 10
+    # Images are no spikes.
+    assert main(["audit", best, "--verify", folder, "--input", "binary"]) == 2
+    assert "outside {0,1}" in capsys.readouterr().err
+
+
+def test_async_compares_with_the_clocked_run(run: Path, tmp_path: Path, capsys: Output) -> None:
+    best, folder = str(run / "best.safetensors"), tmp_path / "async"
+    study = ["async", best, best, "--jitter", "0", "0.5", "--ticks", "2", "--images", "4"]
+    facts = ask([*study, "-o", str(folder), f"data.root={run.parent / 'idx'}"], capsys)
+    assert json.loads((folder / "async.json").read_text()) == facts
+    assert (folder / "async.png").stat().st_size > 5_000
+    one, other = facts["models"]
+    assert one == other and one["samples"] == 4
+    assert [row["agreement"] for row in one["rows"] if row["jitter"] == 0] == [1, 1]
+
+
+def test_recorded_proofs_become_a_part_of_the_report(run: Path, capsys: Output) -> None:
+    best, root = str(run / "best.safetensors"), f"data.root={run.parent / 'idx'}"
+    audit = ask(["audit", best, "--image-size", "16", "--record", str(run / "audit.json")], capsys)
+    ask(["energy", best, root, "--record", str(run / "energy.json")], capsys)
+    chip = ["chip", "check", best, "--image-size", "16", "--chip", "speck"]
+    assert main([*chip, "--record", str(run / "chip.json")]) == 1
+    assert json.loads((run / "audit.json").read_text()) == audit
+    ask(["report", str(run)], capsys)
+    page = (run / "report.html").read_text()
+    assert "Speck 2e" in page and "The folded network is not spike-driven" in page
+    for name in ("audit", "energy", "chip"):
+        (run / f"{name}.json").unlink()
 
 
 def test_report_can_be_written_again(run: Path, capsys: Output) -> None:
@@ -147,6 +187,8 @@ def test_every_verb_explains_itself(capsys: Output) -> None:
         "info",
         "audit",
         "energy",
+        "chip",
+        "async",
         "convert",
         "report",
         "doctor",
@@ -243,8 +285,20 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         (["info", "meta_spikeformer_16m"], "did you mean"),
         (["audit", "meta_spikeformer_tiny", "--image-size", "4"], "smaller than the network"),
         (["audit", "meta_spikeformer_tiny", "--timesteps", "0"], "at least 1"),
+        (["async", best, "--images", "0"], "--images 0: expected at least 1"),
+        (["async", best, "--ticks", "0"], "ticks=0: expected at least 1"),
+        (["async", best, "--jitter", "-1"], "jitter=-1.0"),
+        (["async", "data.root=x"], "needs a checkpoint"),
+        (["chip", "check", best, "--chip", "sprek"], "expected 'speck'"),
         (["energy", best, "--cost", "free"], "expected one of paper, int8, lemaire, memory"),
         (["energy", best, "train.seed=1"], "data.root=FOLDER only"),
+        (["audit", best, "--verify", "nowhere"], "there is no recipe or file 'nowhere'"),
+        (["audit", best, "train.seed=1"], "without --verify RECIPE there is no recipe"),
+        (["audit", best, "--verify", "digits", "--image-size", "8"], "change those there"),
+        (
+            ["audit", "sdt_tiny", "--verify", str(tmp_path)],
+            "write --verify RECIPE data.root=FOLDER",
+        ),
         ([*official, "--source", "nobody.py:net"], "is damaged"),
         (["report", str(tmp_path / "empty")], "there is no checkpoint"),
     ]:

@@ -21,7 +21,7 @@ from spikeformers.models import (
     to_official,
 )
 from spikeformers.streaming import Stream, advance
-from spikeformers.transform import accelerate
+from spikeformers.transform import accelerate, quantize
 
 __version__ = "0.1.0.dev0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "list_models",
     "load_model",
     "official_names",
+    "quantize",
     "save_model",
     "to_official",
 ]

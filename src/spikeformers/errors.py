@@ -25,8 +25,16 @@ class CheckpointError(SpikeformersError):
     """A checkpoint is missing, damaged, unsafe or belongs to another architecture."""
 
 
+class ExportError(SpikeformersError):
+    """A format cannot express a model, or a written file does not compute what the model does."""
+
+
 class TrainingError(SpikeformersError):
     """Training cannot go on, for example because the loss stopped being finite."""
+
+
+class ClaimError(SpikeformersError):
+    """Data contradicts what was proved of a model, or what was claimed about its input."""
 
 
 class StoppedError(SpikeformersError):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spikeformers.analysis.alphabet import Facts, Origin, Value
 from spikeformers.analysis.capture import Graph
-from spikeformers.types import Alphabet
+from spikeformers.analysis.observe import stray
 
 
 def broken_claims(graph: Graph, facts: Facts, x: Tensor, y: Tensor) -> Iterator[str]:
@@ -18,7 +18,7 @@ def broken_claims(graph: Graph, facts: Facts, x: Tensor, y: Tensor) -> Iterator[
         several = zip(claims, a, strict=True) if isinstance(claims, tuple) else [(claims, a)]
         for claim, seen in several:
             is_claim = isinstance(claim, Value) and isinstance(seen, Tensor)
-            if is_claim and claim.alphabet is not None and not holds(claim.alphabet, seen):
+            if is_claim and claim.alphabet is not None and stray(claim.alphabet, seen) is not None:
                 yield f"{node.name} is not in {claim.alphabet}"
         if not isinstance(claims, Value) or not isinstance(a, Tensor):
             continue
@@ -28,13 +28,3 @@ def broken_claims(graph: Graph, facts: Facts, x: Tensor, y: Tensor) -> Iterator[
             middle, (a + b) / 2, atol=1e-4 * max(1.0, float(a.abs().max()))
         ):
             yield f"{node.name} is not affine in the image"
-
-
-def holds(alphabet: Alphabet, tensor: Tensor) -> bool:
-    """Whether all values are `scale * {low, ..., high}`, up to rounding."""
-    if alphabet.scale is None:
-        return len(tensor.unique()) <= alphabet.high - alphabet.low + 1
-    steps = tensor.double() / alphabet.scale
-    whole = steps.round()
-    is_inside = bool(((whole >= alphabet.low) & (whole <= alphabet.high)).all())
-    return is_inside and torch.allclose(steps, whole, rtol=1e-6, atol=1e-4)

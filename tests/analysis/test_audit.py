@@ -111,7 +111,7 @@ def test_two_layers_on_events_need_a_neuron_between_them() -> None:
 
 @pytest.mark.parametrize("value", [0.5, 2.0, -1.0])
 def test_an_example_that_is_not_what_it_claims_is_refused(value) -> None:
-    with pytest.raises(InputError, match=r"the example holds values outside \{0,1\}"):
+    with pytest.raises(InputError, match=rf"the example holds {value:g}, outside \{{0,1\}}"):
         audit(stem(), X + value, image=BINARY)
 
 
@@ -302,9 +302,47 @@ def test_a_learned_scalar_on_spikes_leaves_additions() -> None:
     assert found(report) == ["encode", "mask", "AC"]
 
 
-def test_a_norm_that_does_not_fold_multiplies_the_membrane() -> None:
-    report = after_spikes(ConvBN(4, 4, 3), PerStep(nn.BatchNorm2d(4, affine=False)), LIF())
-    assert found(report) == ["encode", "AC", "MAC"]
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_right_behind_a_convolution_merges_into_it(affine) -> None:
+    report = after_spikes(ConvBN(4, 4, 3), PerStep(nn.BatchNorm2d(4, affine=affine)), LIF())
+    assert found(report) == ["encode", "AC"]
+    assert report.notes == ("2.module: the norm merges into the weights of 1",)
+
+
+def test_a_norm_over_the_outputs_of_a_linear_map_merges_into_it() -> None:
+    def tokens(_, s: Tensor) -> Tensor:
+        return s.flatten(3).mT
+
+    parts = Formula(tokens), nn.Linear(4, 6), Formula(lambda _, y: y.flatten(0, 2))
+    assert found(after_spikes(*parts, nn.BatchNorm1d(6))) == ["encode", "AC"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (ConvBN(4, 4, 3), nn.ReLU(), PerStep(nn.BatchNorm2d(4))),
+        (ConvBN(4, 8, 3), PerStep(nn.PixelShuffle(2)), PerStep(nn.BatchNorm2d(2))),
+        (nn.Linear(8, 8), PerStep(nn.BatchNorm2d(4))),
+        (Formula(lambda _, s: s @ s.mT), PerStep(nn.BatchNorm2d(4))),
+    ],
+    ids=["behind a bend", "of other channels", "of rows", "behind a product of signals"],
+)
+def test_a_norm_that_merges_into_nothing_multiplies_the_membrane(parts) -> None:
+    assert found(after_spikes(*parts, LIF()))[-1] in {"MAC", "ACx"}
+
+
+def test_a_norm_of_a_sum_that_others_read_multiplies() -> None:
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = ConvBN(4, 4, 3), PerStep(nn.BatchNorm2d(4))
+            self.neuron = LIF()
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.neuron(self.norm(y) + y)
+
+    assert found(after_spikes(Read())) == ["encode", "AC", "MAC"]
 
 
 @pytest.mark.parametrize(

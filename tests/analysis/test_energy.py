@@ -14,6 +14,9 @@ from spikeformers.errors import ConfigError, InputError
 from spikeformers.layers import Chain, ConvBN, PerStep, once, sew
 from spikeformers.models import create_model
 from spikeformers.neurons import IF, ILIF
+from spikeformers.transform import expand
+from spikeformers.transform.expand import burst
+from tests.helpers import enliven, randn
 
 pytestmark = pytest.mark.compile
 
@@ -240,6 +243,18 @@ def test_the_quantised_twin_has_a_level_for_each_sum_of_integers_over_time(x: Te
     assert "a quantised twin of 4 bits" in str(energy(Probe(nn.Identity(), levels=4), x))
 
 
+def test_the_quantised_twin_runs_its_dense_layers_once(images: Tensor) -> None:
+    stem, conv, last = 4 * 3 * 9 * 25, 4 * 4 * 9 * 25, 6 * 4 * 25
+    report = energy(network(), images)
+    assert report.twin_MAC == stem + conv + last
+    twin = price({"MAC": report.twin_MAC}, "int8")
+    assert f"under int8: {price(report.counts, 'int8'):.4g} mJ, the twin {twin:.4g} mJ" in str(
+        report
+    )
+    attention = energy(Probe(lambda s: (s @ s.mT) @ s), 3 * torch.rand(T, B, 4, 7, 6))
+    assert attention.twin_MAC == 2 * 4 * 7 * 7 * 6
+
+
 def test_a_report_is_json_with_all_cost_models(images: Tensor) -> None:
     report = energy(network(), images)
     facts = json.loads(json.dumps(report.as_dict()))
@@ -262,6 +277,33 @@ def test_the_model_is_left_alone(images: Tensor) -> None:
 def test_an_unknown_operator_is_listed_and_not_counted(images: Tensor) -> None:
     report = energy(Chain(ConvBN(3, 4, 3), IF(), nn.Hardtanh()), images)
     assert any("hardtanh" in text for text in report.uncounted)
+
+
+def test_a_shape_of_batches_is_exported_once(images: Tensor, monkeypatch) -> None:
+    exported = []
+    export = torch.export.export
+
+    def count(*arguments, **options):
+        exported.append(arguments)
+        return export(*arguments, **options)
+
+    monkeypatch.setattr(torch.export, "export", count)
+    energy(network(), images.split(2, dim=1))
+    # Five samples in batches of two: the last one is alone.
+    assert len(exported) == 2
+
+
+def test_an_integer_adds_as_often_as_the_spikes_that_play_it() -> None:
+    model = enliven(create_model("sdt_v3_tiny")).eval()
+    levels = next(module.levels for module in model.modules() if isinstance(module, ILIF))
+    x = randn(1, 1, 3, 32, 32)
+    binary = expand(model, levels).sub_steps
+    integers, spikes = (
+        {r.path: r.count for r in energy(net, seen).rows if (r.verdict, r.unit) == (verdict, "AC")}
+        for net, seen, verdict in ((model, x, "ACx"), (binary, burst(x, levels), "AC"))
+    )
+    assert len(integers) > 10
+    assert all(spikes[path] == count > 0 for path, count in integers.items())
 
 
 @pytest.mark.parametrize("name", ["meta_spikeformer_tiny", "sdt_tiny"])

@@ -13,7 +13,7 @@ from spikeformers.types import Alphabet
 # Everything beyond torch, numpy and PyYAML.
 OPTIONAL = ["PIL", "beartype", "cv2", "huggingface_hub", "jaxtyping", "matplotlib", "nir", "onnx"]
 OPTIONAL += ["pandas", "safetensors", "scipy", "sklearn", "tensorboard", "timm", "torchvision"]
-OPTIONAL += ["tqdm", "triton"]
+OPTIONAL += ["spikingjelly", "tqdm", "triton"]
 
 # To Python, such a package is not installed: importing it fails, looking for it finds nothing.
 BLOCK = "import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n"

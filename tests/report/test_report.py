@@ -26,6 +26,9 @@ SECTIONS = (
     "attention",
     "predictions",
     "confusion",
+    "operations",
+    "energy",
+    "chips",
     "configuration",
     "environment",
 )

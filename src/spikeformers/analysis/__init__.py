@@ -10,11 +10,14 @@ from spikeformers.analysis.firing import (
     firing_rates,
     record_spikes,
 )
+from spikeformers.analysis.observe import Observed
+from spikeformers.analysis.spikingjelly import from_spikingjelly
 
 __all__ = [
     "EnergyReport",
     "EnergyRow",
     "Graph",
+    "Observed",
     "Report",
     "Row",
     "audit",
@@ -24,6 +27,7 @@ __all__ = [
     "energy",
     "evaluating",
     "firing_rates",
+    "from_spikingjelly",
     "interpret",
     "price",
     "record_spikes",

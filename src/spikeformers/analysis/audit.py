@@ -9,16 +9,14 @@
 | mask | a {0,1} or {-1,0,1} factor elementwise | keeps or drops |
 | MAC | an analog value against anything else | multiplications |
 
-Sums, maxima and reshapes multiply nothing and have no row. Neither has a constant factor, a mean
-for instance, that merges exactly into something there already: the threshold of the neuron it feeds
-(if that resets to 0 or by subtraction: `c x` reaches `v_threshold` when `x` reaches
-`v_threshold / c`), or the weights before or behind it. The notes name each one. This is exact
-arithmetic; in floating point it rounds unless the factor is a power of two.
+Sums, maxima and reshapes multiply nothing and have no row. Neither has a constant factor or a norm
+that merges exactly into weights or thresholds there already; `merging.py` says which ones do, and
+the notes name each of them.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,29 +24,26 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from spikeformers.analysis.alphabet import (
-    AVERAGES,
     ELEMENTWISE,
-    KEEPING,
-    MAXIMA,
+    NORMS,
     PRODUCTS,
-    SUMS,
+    Facts,
     Origin,
     Value,
     constant_factor,
     interpret,
 )
-from spikeformers.analysis.capture import Graph, capture, factors_of, op_name, short_name
+from spikeformers.analysis.capture import Graph, capture_inference, factors_of, op_name, short_name
+from spikeformers.analysis.merging import Merging
+from spikeformers.analysis.observe import Observed, observe, stray
 from spikeformers.errors import InputError
-from spikeformers.layers import fold
 from spikeformers.neurons import AcrossBatch
 from spikeformers.ops import OUTPUT_ALPHABETS
 from spikeformers.types import ANALOG, Alphabet
 
-__all__ = ["Report", "Row", "audit"]
+__all__ = ["Report", "Row", "audit", "judge"]
 
 WEIGHTS = Value(Origin.CONSTANT)
-# What commutes with a positive factor: f(c x) = c f(x).
-HOMOGENEOUS = {*KEEPING, *MAXIMA, *AVERAGES, "aten::sum", "aten::neg"}
 
 
 @dataclass(frozen=True)
@@ -81,12 +76,14 @@ class Report:
         neurons: How often neurons are called.
         unknown: Operators that the audit does not know; it takes their results for analog.
         notes: What else a reader must know: merged factors, neurons across the batch.
+        observed: How much data kept the claims, if the audit was given some.
     """
 
     rows: tuple[Row, ...]
     neurons: int
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
+    observed: Observed | None = None
 
     @property
     def verdict(self) -> str:
@@ -113,10 +110,18 @@ class Report:
         ]
         lines += [f"unknown operator: {name}" for name in self.unknown]
         lines += [f"note: {note}" for note in self.notes]
+        if self.observed is not None:
+            lines += [f"observed: {self.observed}"]
         return "\n".join([*lines, f"verdict: {self.verdict}"])
 
 
-def audit(model: nn.Module, example: Tensor, *, image: Alphabet | None = ANALOG) -> Report:
+def audit(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    image: Alphabet | None = ANALOG,
+    verify: Tensor | Iterable[Tensor] | None = None,
+) -> Report:
     """Judge every multiplication of a model in its inference form.
 
     The model itself is left alone: a folded eval copy is captured. `model.readout` is no part of
@@ -128,15 +133,20 @@ def audit(model: nn.Module, example: Tensor, *, image: Alphabet | None = ANALOG)
         example: An input of the shape to capture, `[T, B, C, H, W]`; small is enough.
         image: The values that every input holds: `BINARY` for events that are there or not, an
             `Alphabet` for their counts. Such an input needs no encoding.
+        verify: Data to compare the claims with, `[T, n B, C, H, W]` or several such: the captured
+            graph runs on it, and every value of every operation must lie in its alphabet.
 
     Raises:
         InputError: If the model cannot be exported, or if `example` holds other values.
+        ClaimError: If a value of the data contradicts a claim; path and value are named.
     """
-    if image is not None and not _holds(image, example):
-        raise InputError(f"the example holds values outside {image}, which every input shall hold")
-    reader = _Reader(capture(fold(copy.deepcopy(model).eval()), example), image)
-    facts = reader.facts
-    rows = tuple(row for node in facts.values if (row := reader.row(node)))
+    if image is not None and (value := stray(image, example)) is not None:
+        raise InputError(
+            f"the example holds {value:g}, outside {image}, which every input shall hold"
+        )
+    graph = capture_inference(model, example)
+    facts = interpret(graph, image)
+    rows, merged = judge(graph, facts)
     across = [
         f"{path} integrates across the batch as if it were time: samples influence each other"
         for path, module in model.named_modules()
@@ -146,25 +156,20 @@ def audit(model: nn.Module, example: Tensor, *, image: Alphabet | None = ANALOG)
         rows=rows,
         neurons=sum(map(_is_neuron, facts.values)),
         unknown=tuple(sorted({op_name(node) for node in facts.unknown})),
-        notes=(*reader.merged, *across),
+        notes=(*merged, *across),
+        observed=None if verify is None else observe(graph, facts, verify, example.shape),
     )
 
 
-def _holds(alphabet: Alphabet, tensor: Tensor) -> bool:
-    """Whether all values are integers of an alphabet, times its scale."""
-    steps = tensor / (alphabet.scale or 1.0)
-    return bool(
-        ((steps == steps.round()) & (steps >= alphabet.low) & (steps <= alphabet.high)).all()
-    )
+def judge(graph: Graph, facts: Facts) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """Return the rows of a graph, and a note for each factor that merges."""
+    reader = _Reader(graph, facts)
+    rows = tuple(row for node in facts.values if (row := reader.row(node)))
+    return rows, tuple(reader.merged)
 
 
 def _is_neuron(node: Node) -> bool:
     return op_name(node) in OUTPUT_ALPHABETS
-
-
-def _joined(found: list[list[str] | None]) -> list[str] | None:
-    """Return all places, or `None` if one is missing."""
-    return None if None in found else [place for places in found for place in places or []]
 
 
 def _is_small(alphabet: Alphabet | None) -> bool:
@@ -197,26 +202,27 @@ def _judge(op: str, a: Value, b: Value) -> tuple[str, str]:
 class _Reader:
     """Reads the rows off one graph, and remembers which factors merge into what."""
 
-    def __init__(self, graph: Graph, image: Alphabet | None) -> None:
+    def __init__(self, graph: Graph, facts: Facts) -> None:
         self.graph = graph
-        self.facts = interpret(graph, image)
+        self.facts = facts
+        self.merging = Merging(graph, facts)
         self.merged: list[str] = []
 
     def row(self, node: Node) -> Row | None:
         """Return the row of a node; `None` if it multiplies nothing that stays."""
         op, value = op_name(node), self.facts.values[node]
         if node in self.facts.unknown:
-            operands = [self.value(operand) for operand in node.all_input_nodes]
+            operands = [self._value(operand) for operand in node.all_input_nodes]
             return self._row(node, operands, "MAC", "unknown operator: taken for a multiplication")
         if isinstance(value, tuple) or value.origin is Origin.CONSTANT:
             return None
         if (factor := constant_factor(node, self.facts)) is not None:
             return self._factor_row(node, factor)
-        if op not in PRODUCTS:
+        if op not in PRODUCTS or (op in NORMS and self._merges(node, "the norm")):
             return None
         # A norm without gain has no second tensor; its statistics are the weights.
         inputs = [*factors_of(node), None][:2]
-        a, b = (self.value(operand) for operand in inputs)
+        a, b = (self._value(operand) for operand in inputs)
         if a.origin is b.origin is Origin.CONSTANT:
             return None
         if a.origin is Origin.CONSTANT and op != "aten::div":
@@ -224,10 +230,8 @@ class _Reader:
         verdict, reason = _judge(op, a, b)
         return self._row(node, [a, b], verdict, reason or self._why_analog(inputs))
 
-    def value(self, node: Node | None) -> Value:
-        """Return what is known about an operand."""
-        value = WEIGHTS if node is None else self.facts.values.get(node, WEIGHTS)
-        return value if isinstance(value, Value) else Value(Origin.SIGNAL)
+    def _value(self, node: Node | None) -> Value:
+        return WEIGHTS if node is None else self.facts.of(node)
 
     def _row(self, node: Node, operands: list[Any], verdict: str, reason: str) -> Row:
         path, op = self.graph.path(node), short_name(node)
@@ -235,64 +239,24 @@ class _Reader:
 
     def _factor_row(self, node: Node, factor: float) -> Row | None:
         """Return the row of a product with a known number, unless it merges into something."""
-        if abs(factor) in (0, 1):
-            return None
-        (operand,) = [n for n in node.all_input_nodes if not self._is_constant(n)]
-        places = self._behind(node) if factor > 0 else None
-        places = self._before(operand, node) if places is None else places
-        if places is not None:
-            goal = " and ".join(dict.fromkeys(places)) or "nothing, for nobody reads it"
-            what = f"the factor {factor:g} of {short_name(node)}"
-            self.merged.append(f"{self.graph.path(node) or '(model)'}: {what} merges into {goal}")
+        what = f"the factor {factor:g} of {short_name(node)}"
+        if abs(factor) in (0, 1) or self._merges(node, what, factor):
             return None
         # The alphabet behind the node holds the integers that the number multiplies.
-        verdict, reason = _judge(op_name(node), self.value(node), WEIGHTS)
+        verdict, reason = _judge(op_name(node), self._value(node), WEIGHTS)
         reason = reason or "this factor merges neither into weights nor into a threshold"
-        return self._row(node, [self.value(operand), f"{factor:g}"], verdict, reason)
+        (operand,) = [n for n in node.all_input_nodes if not self.facts.is_constant(n)]
+        return self._row(node, [self._value(operand), f"{factor:g}"], verdict, reason)
 
-    def _is_constant(self, node: Node) -> bool:
-        return self.value(node).origin is Origin.CONSTANT
-
-    def _behind(self, node: Node) -> list[str] | None:
-        """Name what absorbs a positive factor of `node` behind it; `None` if a reader cannot."""
-        return _joined([self._absorbed_by(user, node) for user in node.users])
-
-    def _absorbed_by(self, user: Node, node: Node) -> list[str] | None:
-        op, path = op_name(user), self.graph.path(user)
-        if _is_neuron(user):
-            if not _scales_with_threshold(user, node):
-                return None
-            # A spike as high as its threshold hands the factor on.
-            value = self.facts.values[user]
-            spikes = (value[0] if isinstance(value, tuple) else value).alphabet
-            is_high = spikes is not None and spikes.scale is None
-            return _joined([[f"the threshold of {path}"], self._behind(user) if is_high else []])
-        if op in PRODUCTS and self._is_synapse(user):
-            return [f"the weights of {path}"]
-        # An alphabet carries the factor on as its scale.
-        is_tracked = self.value(user).alphabet is not None
-        if is_tracked or op in HOMOGENEOUS or constant_factor(user, self.facts) is not None:
-            return self._behind(user)
-        return None
-
-    def _before(self, node: Node, reader: Node) -> list[str] | None:
-        """Name the linear maps that absorb a factor of `node`, if only `reader` reads it."""
-        if self._is_constant(node):
-            return []
-        if set(node.users) != {reader}:
-            return None
-        op = op_name(node)
-        if op in PRODUCTS and self._is_synapse(node):
-            return [f"the weights of {self.graph.path(node)}"]
-        if op not in HOMOGENEOUS - MAXIMA.keys() and op not in SUMS:
-            return None
-        return _joined([self._before(operand, node) for operand in node.all_input_nodes])
-
-    def _is_synapse(self, node: Node) -> bool:
-        """Whether a product has weights on one side, so that they can take a factor."""
-        signals = [operand for operand in node.all_input_nodes if not self._is_constant(operand)]
-        is_product = len(signals) == 1 and factors_of(node).count(signals[0]) == 1
-        return is_product and constant_factor(node, self.facts) is None
+    def _merges(self, node: Node, what: str, factor: float | None = None) -> bool:
+        """Whether something absorbs a factor, or a norm; if so, note it."""
+        merging = self.merging
+        places = merging.of_norm(node) if factor is None else merging.of_factor(node, factor)
+        if places is None:
+            return False
+        goal = " and ".join(dict.fromkeys(places)) or "nothing, for nobody reads it"
+        self.merged.append(f"{self.graph.path(node) or '(model)'}: {what} merges into {goal}")
+        return True
 
     def _why_analog(self, operands: list[Node | None]) -> str:
         """Walk back from an analog operand to the node where analog values come from."""
@@ -312,15 +276,8 @@ class _Reader:
         return f"different scales meet at {path} ({short_name(node)})"
 
     def _is_analog(self, node: Node) -> bool:
-        value = self.value(node)
-        return value.origin is not Origin.CONSTANT and value.alphabet is None
-
-
-def _scales_with_threshold(neuron: Node, current: Node) -> bool:
-    """Whether a factor of the current is the same as a divisor of the threshold: `c h` for `h`."""
-    names = [argument.name for argument in neuron.target._schema.arguments]  # type: ignore[union-attr]
-    arguments = {**dict(zip(names, neuron.args, strict=False)), **neuron.kwargs}
-    is_at_rest_0 = arguments.get("v0") is None and arguments.get("v_reset") in (0.0, None)
-    reads_spikes_only = all(user.args[1:] in ((), (0,)) for user in neuron.users)
-    has_threshold = "v_threshold" in arguments
-    return arguments["x"] is current and has_threshold and is_at_rest_0 and reads_spikes_only
+        """Whether values of a node are analog; of a neuron, its membranes are."""
+        several = isinstance(self.facts.values.get(node), tuple)
+        return several or (
+            not self.facts.is_constant(node) and self.facts.of(node).alphabet is None
+        )

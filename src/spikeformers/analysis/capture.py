@@ -6,6 +6,7 @@ node, a linear map is one node, and every neuron is one node, `spikeformers::lif
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
 from spikeformers.errors import InputError
+from spikeformers.layers import fold
 
-__all__ = ["Graph", "capture", "factors_of", "op_name", "short_name"]
+__all__ = ["Graph", "capture", "capture_inference", "factors_of", "op_name", "short_name"]
 
 _INPUT_KINDS = {
     InputKind.USER_INPUT: "image",
@@ -56,32 +58,39 @@ class Graph:
         stack = node.meta.get("nn_module_stack") or {"": ("", "")}
         return next(reversed(stack.values()))[0]
 
+    def arguments(self, *inputs: Tensor) -> list[Tensor]:
+        """Return a tensor for every input node: what `capture` was shown, or parameters."""
+        tensors = {**self.program.state_dict, **self.program.constants}
+        given = iter(inputs)
+        return [
+            next(given) if spec.target is None else tensors[spec.target]
+            for spec in self.program.graph_signature.input_specs
+        ]
+
     @torch.no_grad()
     def run(self, x: Tensor) -> Iterator[tuple[Node, Any]]:
         """Compute every node for an input of the captured shape, one after the other."""
-        tensors = {**self.program.state_dict, **self.program.constants}
         interpreter = Interpreter(self.program.graph_module)
-        flat = [
-            x if spec.target is None else tensors[spec.target]
-            for spec in self.program.graph_signature.input_specs
-        ]
-        interpreter.args_iter = iter(flat)
+        interpreter.args_iter = iter(self.arguments(x))
         for node in self.nodes:
             value = interpreter.env[node] = interpreter.run_node(node)
             yield node, value
 
 
-def capture(model: nn.Module, example: Tensor) -> Graph:
+def capture(model: nn.Module, example: Tensor, *more: Tensor, dynamic_shapes: Any = None) -> Graph:
     """Export a model in eval mode.
 
     Nothing is folded here: capture `layers.fold(model)` to see what would be deployed.
 
     Args:
-        model: Any module that takes one tensor.
+        model: Any module that takes tensors, usually one.
         example: An input of the shape, dtype and device to capture, usually `[T, B, C, H, W]`.
+        more: Further inputs of the model.
+        dynamic_shapes: Which axes may have another size, as `torch.export.export` takes it.
 
     Raises:
-        InputError: If a module is in training mode, or `example` is not a tensor.
+        InputError: If a module is in training mode, `example` is not a tensor, or the operations
+            depend on the values of the input, so that there is no one graph.
     """
     if not isinstance(example, Tensor):
         raise InputError(f"example is {type(example).__name__}: expected one encoded input tensor")
@@ -89,16 +98,35 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
         if module.training:
             raise InputError(f"{path or 'model'!r} is in training mode: call model.eval() first")
     with torch.no_grad():
-        model(
-            example
-        )  # Bad input gets the model's own message: tracing would leave its checks out.
+        # Bad input gets the model's own message: tracing would leave its checks out.
+        model(example, *more)
     with warnings.catch_warnings():
         # PyTorch's own deep copies inside export trip over a name that PyTorch deprecated.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
-        program = torch.export.export(model, (example,), strict=False)
+        try:
+            program = torch.export.export(
+                model, (example, *more), strict=False, dynamic_shapes=dynamic_shapes
+            )
+        except InputError:
+            raise
+        except Exception as error:
+            first_line = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"{type(model).__name__} has no fixed graph that could be exported: {first_line}"
+            ) from error
         # An empty table decomposes nothing, but it makes the graph functional: no `relu_`, no
         # aliases, so that a node's value is one fact.
         return Graph(program.run_decompositions({}))
+
+
+def capture_inference(model: nn.Module, example: Tensor) -> Graph:
+    """Export what would be deployed: a folded eval copy; the model itself is left alone.
+
+    Args:
+        model: Any module that takes one tensor; in any mode.
+        example: As in `capture`.
+    """
+    return capture(fold(copy.deepcopy(model).eval()), example)
 
 
 def op_name(node: Node) -> str:

@@ -19,7 +19,6 @@ both are non-zero. A MAC row counts like every FLOP counter.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,15 +31,12 @@ from spikeformers.analysis.alphabet import (
     AVERAGES,
     ELEMENTWISE,
     PRODUCTS,
-    Origin,
-    Value,
     constant_factor,
     interpret,
 )
-from spikeformers.analysis.audit import audit
-from spikeformers.analysis.capture import capture, factors_of, op_name, short_name
+from spikeformers.analysis.audit import judge
+from spikeformers.analysis.capture import capture_inference, factors_of, op_name, short_name
 from spikeformers.errors import InputError
-from spikeformers.layers import fold
 from spikeformers.ops import OUTPUT_ALPHABETS
 
 __all__ = ["Counter", "Key"]
@@ -48,19 +44,24 @@ __all__ = ["Counter", "Key"]
 Key = tuple[str, str, str, str, str]
 """Path, operator, verdict, node and unit."""
 
+JUDGED_PRODUCTS = {"encode", "AC", "ACx", "MACint", "MAC"}
+"""Verdicts on what a network without spikes would multiply."""
+
 
 class Counter:
     """Counts what the graph for one shape of batch does."""
 
     def __init__(self, model: nn.Module, example: Tensor, integers: str) -> None:
         self.steps, self.batch = example.shape[:2]
-        self.graph = capture(fold(copy.deepcopy(model).eval()), example)
+        self.graph = capture_inference(model, example)
         self.facts = interpret(self.graph)
         self.integers = integers
-        verdicts = {row.node: row.verdict for row in audit(model, example).rows}
+        verdicts = {row.node: row.verdict for row in judge(self.graph, self.facts)[0]}
         found = {node: verdicts.get(node.name) or self._kind(node) for node in self.graph.nodes}
         self.verdicts = {node: verdict for node, verdict in found.items() if verdict}
-        emitted = [self._value(n).alphabet for n, kind in self.verdicts.items() if kind == "neuron"]
+        emitted = [
+            self.facts.of(n).alphabet for n, kind in self.verdicts.items() if kind == "neuron"
+        ]
         self.levels = max((alphabet.high for alphabet in emitted if alphabet), default=1)
         self.fan_outs: dict[Node, Tensor] = {}
         self.uncounted = tuple(
@@ -79,12 +80,8 @@ class Counter:
             return "pool"
         return "shortcut" if op in {"aten::add", "aten::sub"} and len(signals) == 2 else None
 
-    def _value(self, node: Node) -> Value:
-        value = self.facts.values[node]
-        return value[0] if isinstance(value, tuple) else value
-
     def _signals(self, node: Node) -> list[Node]:
-        return [n for n in factors_of(node) if self._value(n).origin is not Origin.CONSTANT]
+        return [n for n in factors_of(node) if not self.facts.is_constant(n)]
 
     def _beyond_counting(self) -> Iterable[tuple[Node, str]]:
         for node, verdict in self.verdicts.items():
@@ -92,7 +89,7 @@ class Counter:
                 yield node, "an operator that the audit does not know"
             elif verdict in {"AC", "ACx", "sum"}:
                 counted = node if self._is_factor(node) else self._signals(node)[0]
-                alphabet = self._value(counted).alphabet
+                alphabet = self.facts.of(counted).alphabet
                 if alphabet and alphabet.scale is None and max(-alphabet.low, alphabet.high) > 1:
                     yield node, "integers in units that the network learned"
 
@@ -113,6 +110,17 @@ class Counter:
                 key = (self.graph.path(node), short_name(node), verdict, node.name, unit)
                 counts[key] = n_TB.cpu()
         return counts
+
+    def twin(self) -> float:
+        """Return the multiply-accumulates per sample of the same layers, dense and run once."""
+        total = 0.0
+        for node, verdict in self.verdicts.items():
+            is_known = node not in self.facts.unknown and not self._is_factor(node)
+            if verdict in JUDGED_PRODUCTS and is_known:
+                tensors = (node, *node.all_input_nodes)
+                dense = self._dense(node, {n: torch.ones(n.meta["val"].shape) for n in tensors})
+                total += self._by_step_and_sample(node, dense)[0].mean().item()
+        return total
 
     def _amounts(
         self, node: Node, verdict: str, values: dict[Node, Tensor]
@@ -142,7 +150,7 @@ class Counter:
 
     def _units(self, node: Node, values: Tensor) -> Tensor:
         """Return the integers of a tensor, without sign; one for each value if it is analog."""
-        alphabet = self._value(node).alphabet
+        alphabet = self.facts.of(node).alphabet
         if alphabet is None:
             return torch.ones_like(values, dtype=torch.float64)
         if alphabet.scale is None:

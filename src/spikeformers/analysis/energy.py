@@ -92,6 +92,8 @@ class EnergyReport:
         levels: Largest integer that a neuron emits.
         cost: The cost model's name.
         mJ_spread: Standard deviation of the energy over samples.
+        twin_MAC: Multiply-accumulates per sample of the quantised twin: the same layers, dense, run
+            once on activations of `twin_bits`.
         uncounted: Operations that could not be counted, and why.
         options: `first_layer` and `integers` as given.
     """
@@ -102,6 +104,7 @@ class EnergyReport:
     levels: int
     cost: str
     mJ_spread: float
+    twin_MAC: float
     uncounted: tuple[str, ...]
     options: Mapping[str, str]
 
@@ -122,6 +125,11 @@ class EnergyReport:
         """Spikes / (neurons * T); `None` without neurons."""
         updates = self.counts.get("update", 0.0)
         return self.counts["spike"] / updates if updates else None
+
+    @property
+    def twin_bits(self) -> int:
+        """Bits of an activation that tells apart what the spikes of all steps can sum up to."""
+        return math.ceil(math.log2(self.timesteps * self.levels + 1))
 
     @property
     def unpriced(self) -> dict[str, float]:
@@ -146,13 +154,18 @@ class EnergyReport:
         return [math.fsum(step) * 1e-9 for step in zip(*costs, strict=True)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it, with all cost models side by side."""
+        """Return the report as JSON can hold it, with all cost models; their prices are in pJ."""
         return {
             "total": self.total,
             "mJ": {name: price(self.counts, name) for name in cost_models()},
+            "prices": {
+                name: {unit: _picojoules(unit, name) for unit in self.counts}
+                for name in cost_models()
+            },
             "stages": self.stages,
             "steps": self.steps,
             "rate": self.rate,
+            "twin_bits": self.twin_bits,
             "unpriced": self.unpriced,
             **asdict(self),
         }
@@ -177,13 +190,14 @@ class EnergyReport:
         lines += [f"{name or '(model)'}: {cost:.4g} mJ" for name, cost in self.stages.items()]
         lines += ["by step: " + ", ".join(f"{cost:.4g}" for cost in self.steps) + " mJ"]
         if self.rate is not None:
-            bits = math.ceil(math.log2(self.timesteps * self.levels + 1))
             low, high = BREAK_EVEN
             lines += [
-                f"mean firing rate {self.rate:.1%}; a quantised twin of {bits} bits costs less "
-                f"above {low:.1%} to {high:.1%} (arXiv:2409.08290, T of 5 to 10)"
+                f"mean firing rate {self.rate:.1%}; a quantised twin of {self.twin_bits} bits "
+                f"costs less above {low:.1%} to {high:.1%} (arXiv:2409.08290, T of 5 to 10)"
             ]
-        lines += [f"under {name}: {price(self.counts, name):.4g} mJ" for name in cost_models()]
+        for name in cost_models():
+            twin = price({"MAC": self.twin_MAC}, name)
+            lines.append(f"under {name}: {price(self.counts, name):.4g} mJ, the twin {twin:.4g} mJ")
         lines += [f"assumed: {model['title']} ({model['source']})"]
         lines += [f"assumed: {text}" for text in model["assumptions"]]
         lines += [f"assumed: {key}={value}" for key, value in self.options.items()]
@@ -278,6 +292,7 @@ class _Tally:
             levels=counter.levels,
             cost=self.cost,
             mJ_spread=self.moments.spread,
+            twin_MAC=counter.twin(),
             uncounted=counter.uncounted,
             options=options,
         )

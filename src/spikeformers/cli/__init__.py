@@ -8,7 +8,7 @@ from typing import Any
 
 import spikeformers as sf
 from spikeformers import train
-from spikeformers.cli import verbs
+from spikeformers.cli import analysis, chip, export, integers, jitter, verbs
 from spikeformers.errors import SpikeformersError, StoppedError
 
 
@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb(
         "audit",
-        verbs.audit,
+        analysis.audit,
         "Prove on the graph which operations are additions only (exit code 1: see --fail-on)",
         "spikeformers audit meta_spikeformer_15m --image-size 64 --fail-on mac",
     )
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--image-size", type=int, help="side in pixels (64, or the only one that the model takes)"
     )
-    sub.add_argument("--timesteps", type=int, default=2, help="time steps (2)")
+    sub.add_argument("--timesteps", type=int, help="time steps (2)")
     sub.add_argument(
         "--input",
         choices=list(verbs.INPUTS),
@@ -206,15 +206,26 @@ def _parser() -> argparse.ArgumentParser:
         help="what the model is shown: images, events, or counts of events up to 255 (analog)",
     )
     sub.add_argument(
+        "--verify",
+        metavar="DATA",
+        help="compare the claims with all values on a test split: a recipe, or the folder of a "
+        "training checkpoint's data",
+    )
+    sub.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="keys of that recipe: data.root=FOLDER"
+    )
+    _add_device(sub)
+    sub.add_argument(
         "--fail-on",
-        choices=list(verbs.GATES),
+        choices=list(analysis.GATES),
         help="exit with 1 where an operation multiplies (mac), or also where an integer costs "
         "several additions (integer)",
     )
+    _add_record(sub, "audit.json")
 
     sub = verb(
         "energy",
-        verbs.energy,
+        analysis.energy,
         "Count the additions of a training checkpoint on its test split, and price them",
         "spikeformers energy runs/digits/best.safetensors --cost memory",
     )
@@ -235,7 +246,100 @@ def _parser() -> argparse.ArgumentParser:
         choices=["additions", "mac"],
         help="what an integer is that meets weights (as many additions as its value)",
     )
+    _add_record(sub, "energy.json")
     _add_device(sub)
+
+    sub = verb(
+        "quantize",
+        integers.quantize,
+        "Write the integer network of a training checkpoint, and compare it on the test split",
+        "spikeformers quantize runs/digits/best.safetensors -o digits_integer.safetensors",
+    )
+    sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="data.root=FOLDER", help="where the data is now"
+    )
+    sub.add_argument("-o", "--out", dest="output", required=True, help="the .safetensors to write")
+    sub.add_argument("--images", type=int, help="of the test split, its first (all)")
+    fixes = sub.add_mutually_exclusive_group()
+    fixes.add_argument(
+        "--merge", action="store_true", help="make depthwise and pointwise convolutions one"
+    )
+    fixes.add_argument(
+        "--neuron-between", action="store_true", help="put a neuron between them, untrained"
+    )
+
+    sub = verb(
+        "chip",
+        chip.chip,
+        "Say what keeps a model off a chip, layer by layer (exit code 1: something does)",
+        "spikeformers chip check stmixer_xs32 --chip event_driven, or: spikeformers chip list",
+    )
+    sub.add_argument("action", choices=["check", "list"], help="check a model, or list the chips")
+    sub.add_argument("model", nargs="?", help="a model's name or a checkpoint")
+    sub.add_argument("--chip", metavar="NAME", help="one that `chip list` names, or a TOML file")
+    sub.add_argument(
+        "--image-size", type=int, help="side in pixels (64, or the only one that the model takes)"
+    )
+    sub.add_argument(
+        "--input",
+        choices=list(verbs.INPUTS),
+        default="analog",
+        help="what the model is shown: images, events, or counts of events up to 255 (analog)",
+    )
+    _add_record(sub, "chip.json")
+
+    sub = verb(
+        "async",
+        jitter.run_without_clock,
+        "Run checkpoints spike by spike with random delays, and compare with the clocked run",
+        "spikeformers async runs/stmixer/best.safetensors runs/spikformer/best.safetensors",
+    )
+    sub.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="training checkpoints")
+    sub.add_argument(
+        "--jitter",
+        type=float,
+        nargs="+",
+        default=[0, 0.0625, 0.125, 0.25, 0.5, 1],
+        help="longest delays of a spike on its way to a layer, in steps (0 to 1)",
+    )
+    sub.add_argument("--ticks", type=int, default=16, help="instants that a step has (16)")
+    sub.add_argument("--images", type=int, default=100, help="of the test split, its first (100)")
+    sub.add_argument("--seed", type=int, default=0, help="of the delays (0)")
+    sub.add_argument(
+        "-o", "--output", default="runs/async", metavar="FOLDER", help="for async.json, async.png"
+    )
+    sub.add_argument(
+        "overrides", nargs="*", metavar="data.root=FOLDER", help="where the data is now"
+    )
+    _add_device(sub)
+
+    sub = verb(
+        "export",
+        export.export,
+        "Write a model for other programs, and check what was written",
+        "spikeformers export runs/digits/best.safetensors --format onnx -o digits.onnx",
+    )
+    sub.add_argument("model", help="a model's name or a checkpoint")
+    sub.add_argument("--format", required=True, help=" or ".join(sorted(export.FORMATS)))
+    sub.add_argument("-o", "--output", required=True, help="what to write; it must be new")
+    sub.add_argument("--image-size", type=int, help="side in pixels (as trained, else 224)")
+    sub.add_argument("--timesteps", type=int, help="steps per call (as trained, else 4)")
+    sub.add_argument(
+        "--stream", action="store_true", default=None, help="onnx: the state goes in and comes out"
+    )
+    sub.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        help="onnx: keep the file only if onnxruntime computes the same to 1e-5 (the default)",
+    )
+    sub.add_argument(
+        "--partial",
+        action="store_true",
+        default=None,
+        help="nir: a folder of the pieces that NIR can express, and an index of what connects them",
+    )
+    sub.add_argument("--dt", type=float, help="nir: seconds per step (0.0001)")
 
     sub = verb(
         "convert",
@@ -276,6 +380,14 @@ def _parser() -> argparse.ArgumentParser:
 
     verb("doctor", verbs.doctor, "Say what works here, and why", "spikeformers doctor")
     return parser
+
+
+def _add_record(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        help=f"JSON file to keep the result in; RUN/{name} becomes part of the run's report",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

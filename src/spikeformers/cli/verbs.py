@@ -12,11 +12,10 @@ import yaml
 
 import spikeformers as sf
 from spikeformers import data, inspect, models, report, train
-from spikeformers.analysis import audit as audit_model
-from spikeformers.analysis import energy as measure_energy
 from spikeformers.errors import ConfigError, DataError
+from spikeformers.ops import native
 from spikeformers.tasks import Classification
-from spikeformers.train.evaluate import open_test_set
+from spikeformers.train.log import write_json
 from spikeformers.types import ANALOG, BINARY, Alphabet
 
 CANDIDATES = 400
@@ -25,14 +24,8 @@ CANDIDATES = 400
 EVENT_CANDIDATES = 100
 """The same for recordings of events: each is as many frames as the model has steps."""
 
-ENERGY_BATCH = 16
-"""Samples whose values at all operations are in memory while energy is counted."""
-
 INPUTS = {"analog": ANALOG, "binary": BINARY, "counts": Alphabet(0, 255)}
 """What `audit` can be told about the input."""
-
-GATES = {"mac": {"MAC", "MACint"}, "integer": {"MAC", "MACint", "ACx"}}
-"""Verdicts that `audit --fail-on` does not let pass."""
 
 Result = tuple[Any, str]
 """The facts as plain data, and the same for people."""
@@ -94,10 +87,8 @@ def _some(test_set: data.ImageDataset, skips: bool) -> list[tuple[torch.Tensor, 
 
 def evaluate(args: argparse.Namespace) -> Result:
     """Measure a checkpoint on its test split."""
-    options = _key_values(args.overrides)
-    if set(options) - {"data.root"}:
-        raise ConfigError(f"eval takes data.root=FOLDER only, got {', '.join(options)}")
-    figures = train.evaluate_checkpoint(args.checkpoint, options.get("data.root"), args.device)
+    root = data_root("eval", args.overrides)
+    figures = train.evaluate_checkpoint(args.checkpoint, root, args.device)
     rate = (
         "" if figures["firing_rate"] is None else f"; neurons fire at {figures['firing_rate']:.1%}"
     )
@@ -227,7 +218,7 @@ def _list_models(pattern: str) -> Result:
     return sizes, "\n".join(f"{name:32} {size:>13,} parameters" for name, size in sizes.items())
 
 
-def _open(name: str) -> models.Backbone:
+def open_model(name: str) -> models.Backbone:
     """Return a model by registered name, or from a checkpoint file."""
     is_file = Path(name).suffix == ".safetensors" or Path(name).exists()
     return sf.load_model(name) if is_file else sf.create_model(name)
@@ -235,7 +226,7 @@ def _open(name: str) -> models.Backbone:
 
 def info(args: argparse.Namespace) -> Result:
     """Show what a model is made of."""
-    model = _open(args.model)
+    model = open_model(args.model)
     facts = {
         "model": model.config.name,
         "overrides": dict(model.config.overrides),
@@ -263,53 +254,6 @@ def info(args: argparse.Namespace) -> Result:
 
 def _size(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def audit(args: argparse.Namespace) -> Result:
-    """Prove which operations are additions."""
-    model = _open(args.model)
-    size = model.image_size or (64, 64)
-    if args.image_size is not None:
-        if args.image_size < 1:
-            raise ConfigError(f"--image-size {args.image_size}: expected at least 1")
-        size = (args.image_size, args.image_size)
-    encoded = data.direct(torch.zeros(1, model.in_channels, *size), args.timesteps)
-    result = audit_model(model, encoded, image=INPUTS[args.input])
-    facts, text = result.as_dict(), str(result)
-    if args.fail_on is None:
-        return facts, text
-    failed = [f"{r.path}: {r.verdict}" for r in result.rows if r.verdict in GATES[args.fail_on]]
-    if not failed:
-        return facts, text
-    count = f"{len(failed)} operation{'s' if len(failed) > 1 else ''}"
-    return facts | {"failed": failed}, f"{text}\nfailed on {args.fail_on}: {count}"
-
-
-def energy(args: argparse.Namespace) -> Result:
-    """Count and price what a checkpoint does on its test split."""
-    options = _key_values(args.overrides)
-    if set(options) - {"data.root"}:
-        raise ConfigError(f"energy takes data.root=FOLDER only, got {', '.join(options)}")
-    model, recipe, _ = train.load_trained(args.checkpoint)
-    with train.joined(args.device) as ranks:
-        if ranks.count > 1:
-            raise ConfigError(f"energy is counted in one process, got {ranks.count}")
-        _, batches = open_test_set(recipe, options.get("data.root"), ranks)
-        frames = (
-            part
-            for images, _ in batches
-            for part in torch.split(
-                data.over_time(images.to(ranks.device), recipe.train.timesteps), ENERGY_BATCH, dim=1
-            )
-        )
-        result = measure_energy(
-            model.float().to(ranks.device),
-            frames,
-            args.cost,
-            first_layer=args.first_layer,
-            integers=args.integers,
-        )
-    return result.as_dict(), str(result)
 
 
 def convert(args: argparse.Namespace) -> Result:
@@ -346,6 +290,8 @@ def doctor(args: argparse.Namespace) -> Result:
         "timm": ["timm"],
         "hub": ["huggingface_hub"],
         "tensorboard": ["tensorboard"],
+        "export": ["onnx", "onnxruntime", "nir"],
+        "spikingjelly": ["spikingjelly"],
     }
     missing = {
         extra: [name for name in names if importlib.util.find_spec(name) is None]
@@ -353,15 +299,30 @@ def doctor(args: argparse.Namespace) -> Result:
     }
     facts = {
         "environment": train.environment(device),
-        "kernels": {"spikeformers::lif": "eager PyTorch, in place (no native kernel built)"},
+        "kernels": {"level": native.level(), "why": native.WHY, "each": native.kernels()},
         "missing": missing,
     }
     lines = [f"{key:14} {value}" for key, value in facts["environment"].items()]
-    lines += [f"{op:18} {kernel}" for op, kernel in facts["kernels"].items()]
+    lines.append(f"{'kernels':14} {native.level() or 'PyTorch'}: {native.WHY}")
+    lines += [f"  {kernel:24} {level}" for kernel, level in native.kernels().items()]
     for extra, names in missing.items():
         fix = f"missing {', '.join(names)}: pip install 'spikeformers[{extra}]'"
         lines.append(f"extra {extra:8} {fix if names else 'complete'}")
     return facts, "\n".join(lines)
+
+
+def record(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """Keep the facts of a verb in the file that `--record` names; in a run, `report` reads them."""
+    if args.record is not None:
+        write_json(Path(args.record), facts)
+
+
+def data_root(verb: str, pairs: Sequence[str]) -> str | None:
+    """Return the folder of `data.root=FOLDER`, the only thing that some verbs can change."""
+    options = _key_values(pairs)
+    if set(options) - {"data.root"}:
+        raise ConfigError(f"{verb} takes data.root=FOLDER only, got {', '.join(options)}")
+    return options.get("data.root")
 
 
 def _key_values(pairs: Sequence[str]) -> dict[str, Any]:

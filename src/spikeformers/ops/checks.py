@@ -13,6 +13,26 @@ def membrane_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype.itemsize == 2 else x.dtype
 
 
+def in_steps(x: Tensor) -> Tensor:
+    """Return `x` if its steps lie one after the other without gaps, else a contiguous copy.
+
+    What a step looks like, for example channels first or last, does not matter to a neuron.
+    """
+    if x.is_contiguous():
+        return x
+    in_order = x.shape[0] == 1 or x.stride(0) == x[0].numel()
+    if in_order and torch.empty_like(x, device="meta").stride() == x.stride():
+        return x
+    return x.contiguous()
+
+
+def laid_out_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return the tensor with the strides of another one, which has no gaps."""
+    if tensor.stride() == other.stride():
+        return tensor
+    return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+
+
 def check_currents(x: Tensor, v0: Tensor | None) -> None:
     """Raise `InputError` for currents or a start that a neuron cannot work with."""
     if _differentiated_by_functorch():

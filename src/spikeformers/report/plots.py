@@ -7,9 +7,11 @@ and dark pages. Text stays text, in the font of the page.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 MUTED, LINE, TRAIN, HELD_OUT = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {MUTED: "muted", LINE: "line", TRAIN: "train", HELD_OUT: "held-out"}
+
+PRINTED = {MUTED: "#646b82", LINE: "#dde1ec", TRAIN: "#4f6ef7", HELD_OUT: "#ee7b30"}
+"""What the colours are in a picture that stands for itself, those of the light page."""
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -297,6 +302,27 @@ def _draw(title: str, paint: Callable[[Figure], None], *, width: float, height: 
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=nothing)
     return _inline(file.getvalue(), title)
+
+
+def write_png(path: Path, paint: Callable[[Figure], None], *, width: float, height: float) -> Path:
+    """Paint on a fresh white figure, `width` x `height` inches, and write a PNG, or nothing.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    mpl = _matplotlib()
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update({key: PRINTED.get(str(v), v) for key, v in _STYLE.items()})
+            figure = mpl.figure.Figure(figsize=(width, height), layout="constrained")
+            paint(figure)
+            figure.savefig(draft, format="png", dpi=160, facecolor="white")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
 
 
 def _inline(svg: str, title: str) -> Markup:

@@ -14,6 +14,9 @@ from spikeformers.errors import DataError
 
 Facts = dict[str, Any]
 
+PROOFS = {"audit.json": "rows", "energy.json": "prices", "chip*.json": "operations"}
+"""Files that the verbs of their names leave in a folder -> what they certainly hold."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -27,6 +30,7 @@ class Run:
         metrics: `metrics.json`.
         inspection: `inspect.json`, or `None` if the model was not inspected.
         arrays: `inspect.npz`.
+        proofs: What `audit.json`, `energy.json` and files `chip*.json` hold, by their names.
     """
 
     start: Facts
@@ -36,6 +40,7 @@ class Run:
     metrics: Facts
     inspection: Facts | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    proofs: dict[str, Facts] = field(default_factory=dict)
 
 
 def read_run(folder: Path) -> Run:
@@ -51,11 +56,21 @@ def read_run(folder: Path) -> Run:
             raise DataError(f"{folder} has no {name}: {maker} the model into this folder first")
 
     log = _read_log(folder / "log.jsonl")
-    metrics = read_json(folder / "metrics.json")
+    metrics, proofs = read_json(folder / "metrics.json"), _read_proofs(folder)
     if not all((folder / name).is_file() for name in ("inspect.json", "inspect.npz")):
-        return Run(*log, metrics)
+        return Run(*log, metrics, proofs=proofs)
     inspection = read_json(folder / "inspect.json")
-    return Run(*log, metrics, inspection, _read_npz(folder / "inspect.npz"))
+    return Run(*log, metrics, inspection, _read_npz(folder / "inspect.npz"), proofs)
+
+
+def _read_proofs(folder: Path) -> dict[str, Facts]:
+    proofs = {}
+    for pattern, key in PROOFS.items():
+        for path in sorted(folder.glob(pattern)):
+            proofs[path.name] = read_json(path)
+            if key not in proofs[path.name]:
+                raise DataError(f"{path} has no {key}: let the verb of its name write it anew")
+    return proofs
 
 
 def _read_log(path: Path) -> tuple[Facts, list[Facts], list[Facts], int]:

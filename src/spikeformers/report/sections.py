@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spikeformers.report import plots, samples, tables
+from spikeformers.report import plots, proofs, samples, tables
 from spikeformers.report.markup import Markup, join, tag
 from spikeformers.report.plots import HELD_OUT, TRAIN, Curve
 from spikeformers.report.run import Facts, Run
@@ -219,6 +219,9 @@ SECTIONS: list[tuple[str, Callable[[Run], Markup]]] = [
     ("Attention", _inspected(_attention)),
     ("Predictions", _inspected(_samples)),
     ("Confusion", _confusion),
+    ("Operations", proofs.operations),
+    ("Energy", proofs.energy),
+    ("Chips", proofs.chips),
     ("Configuration", _configuration),
     ("Environment", _environment),
 ]

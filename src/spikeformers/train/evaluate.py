@@ -30,6 +30,7 @@ from spikeformers.train.recipe import (
     Recipe,
     recipe_from_dict,
 )
+from spikeformers.transform import simulate_rounding
 
 
 def build_model(recipe: Recipe, dataset: ImageDataset) -> Backbone:
@@ -251,6 +252,8 @@ def evaluate_checkpoint(
     """
     with joined(device) as ranks:
         model, recipe, _ = load_run(path)
+        if recipe.train.quantize:
+            simulate_rounding(model)
         dataset, batches = open_test_set(recipe, root, ranks)
         task = bare_task(recipe)
         with count_spikes(model) as counts:

@@ -35,12 +35,14 @@ from spikeformers.train.evaluate import (
     preprocessing,
     recalibrate,
 )
+from spikeformers.train.limits import check_threads, within_memory
 from spikeformers.train.log import Log, environment, peak_memory, write_json
 from spikeformers.train.objective import make_task
 from spikeformers.train.optim import learning_rate_at, set_learning_rate
 from spikeformers.train.prepare import Training, prepare, steps_per_epoch
 from spikeformers.train.recipe import Recipe
 from spikeformers.train.stop import Stop, stopping
+from spikeformers.transform import simulate_rounding
 
 
 def fit(recipe: Recipe, device: str | None = None, *, tensorboard: bool = False) -> dict[str, Any]:
@@ -82,6 +84,8 @@ def fit(recipe: Recipe, device: str | None = None, *, tensorboard: bool = False)
 
         ranks.wait()
         best = load_model(run.best).to(ranks.device)
+        if settings.quantize:
+            simulate_rounding(best)
         figures = evaluate(best, _held_out(run), run.task, len(done.classes), ranks)
     metrics = {
         **figures,
@@ -154,6 +158,7 @@ class _Run:
 
 def _open(recipe: Recipe, ranks: Ranks, stop: Stop) -> _Run:
     """Open the data and build the model; whatever does not fit fails here."""
+    check_threads(ranks.device)
     train_set, test_set = (
         load_dataset(recipe.data.name, recipe.data.root, split, recipe.train.timesteps)
         for split in ("train", "test")
@@ -239,7 +244,8 @@ def _step(run: _Run, images: Tensor, labels: Tensor) -> None:
         images, targets = run.mix(images, targets)
     rate = learning_rate_at(step, run.epoch_steps, run.recipe.train)
     set_learning_rate(run.training.optimizer, rate)
-    _update(run, images, targets, f"step {step} (epoch {epoch + 1}, batch {batch})")
+    with within_memory(run.recipe.train):
+        _update(run, images, targets, f"step {step} (epoch {epoch + 1}, batch {batch})")
     run.training.done.step += 1
 
 

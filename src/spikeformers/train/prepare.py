@@ -18,7 +18,7 @@ from spikeformers.models import Backbone, create_model
 from spikeformers.train.distributed import Ranks, replicate, shard, whole
 from spikeformers.train.optim import make_optimizer
 from spikeformers.train.recipe import Recipe, TrainSection
-from spikeformers.transform import accelerate, compile_spiking
+from spikeformers.transform import accelerate, compile_spiking, simulate_rounding
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -126,6 +126,11 @@ def prepare(recipe: Recipe, model: Backbone, classes: tuple[str, ...], ranks: Ra
             f"train.compile=true with train.accelerate={settings.accelerate}: both replace the "
             "readable model, choose one (train.accelerate=null)"
         )
+    if settings.quantize and (settings.accelerate or settings.compile or settings.sharded):
+        raise ConfigError(
+            f"train.quantize={settings.quantize} rounds the weights of the readable model: set "
+            "train.accelerate=null, train.compile=false and train.sharded=false"
+        )
     trunks = [module for module in model.modules() if isinstance(module, Trunk)]
     if settings.recompute and not trunks:
         raise ConfigError(f"train.recompute=true: {recipe.model.name} has no trunk to recompute")
@@ -136,6 +141,8 @@ def prepare(recipe: Recipe, model: Backbone, classes: tuple[str, ...], ranks: Ra
     # Convolutions are fastest so, but weights can only be sharded in rows.
     layout = torch.contiguous_format if settings.sharded else torch.channels_last
     model.to(memory_format=layout)  # type: ignore[call-overload]
+    if settings.quantize:
+        simulate_rounding(model)
     average = None
     if settings.ema_decay is not None:
         moving = partial(_move_towards, settings.ema_decay)

@@ -138,6 +138,8 @@ class TrainSection:
         recompute: Keep only the residual stream for the backward pass.
         accelerate: "fast" or "low" trains the accelerated twin of the model, which computes the same
             (see `spikeformers.accelerate`); null trains the readable model.
+        quantize: 8 trains what the weights do once they are rounded to so many bits, see
+            `spikeformers.quantize`; null trains real weights.
         compile: Compile the readable model with torch.compile instead.
         sharded: Under torchrun, split weights and optimiser over the ranks (FSDP2) instead of
             copying them to each (DDP).
@@ -171,6 +173,7 @@ class TrainSection:
     precision: str
     recompute: bool
     accelerate: str | None
+    quantize: int | None
     compile: bool
     sharded: bool
     recalibration_batches: int
@@ -352,10 +355,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "pretrain.decoder_depth": (1, math.inf),
     "pretrain.decoder_heads": (1, math.inf),
 }
-_CHOICES = {
+_CHOICES: dict[str, tuple[str | int, ...]] = {
     "data.unreadable": ("fail", "skip"),
     "train.optimizer": ("adamw", "lamb", "sgd"),
     "train.accelerate": ("fast", "low"),
+    "train.quantize": (8,),
     "train.precision": ("float32", "float64", "bfloat16", "float16"),
     "distill.kind": ("hard", "soft"),
     "expected.mark": ("own", "S", "R", "M"),

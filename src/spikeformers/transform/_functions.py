@@ -16,6 +16,7 @@ from torch.nn.functional import conv2d, conv_transpose2d
 from torch.nn.grad import conv2d_weight
 
 from spikeformers.ops.bits import unpack
+from spikeformers.ops.depthwise import depthwise_weight_grad
 from spikeformers.ops.norm_lif import (
     norm_add,
     norm_backward,
@@ -318,9 +319,11 @@ class MapConv(torch.autograd.Function):
         weight, *tensors = ctx.saved_tensors
         x = ctx.rebuild(*tensors)
         grad = _channels_last(grad.flatten(0, 1))
-        grad_x = grad_of_images(grad, weight, x.shape[3:], ctx.kernel).unflatten(0, x.shape[:2])
         grad_weight = grad_of_weight(grad, _channels_last(x.flatten(0, 1)), weight, ctx.kernel)
-        return None, grad_x, grad_weight, None
+        if not ctx.needs_input_grad[1]:
+            return None, None, grad_weight, None
+        grad_x = grad_of_images(grad, weight, x.shape[3:], ctx.kernel)
+        return None, grad_x.unflatten(0, x.shape[:2]), grad_weight, None
 
 
 def bordered_chain(
@@ -451,6 +454,10 @@ def grad_of_images(
 
 def grad_of_weight(grad: Tensor, images: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
     """Return the gradient of the kernel of a convolution of these images."""
+    if kernel.groups == len(weight) == images.shape[1]:
+        x, grad_y = images.movedim(1, -1), grad.movedim(1, -1)
+        found = depthwise_weight_grad(x, grad_y, weight.shape[-1], kernel.stride, kernel.padding)
+        return found.to(weight.dtype)
     found = conv2d_weight(images, weight.shape, grad, *kernel[:2], 1, kernel.groups)
     return found.to(weight.dtype)
 

@@ -27,7 +27,7 @@ from spikeformers.errors import InputError
 from spikeformers.layers import SSA, Conv, ConvBN, LinearBN, RepConv, ReversibleTrunk, Trunk
 from spikeformers.layers.attention import matrix_product
 from spikeformers.layers.synapse import BatchNorm, moments_over_ranks
-from spikeformers.neurons import LIF
+from spikeformers.neurons import LIF, Neuron
 from spikeformers.ops.bits import firing_rate
 from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.norm_lif import channel_moments
@@ -47,7 +47,7 @@ from spikeformers.transform._functions import (
 )
 from spikeformers.transform._lazy import CurrentMap, SpikeMap, dense
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("spikeformers")
 
 
 def accelerate(model: nn.Module, memory: str = "fast") -> nn.Module:
@@ -66,7 +66,17 @@ def accelerate(model: nn.Module, memory: str = "fast") -> nn.Module:
     """
     if memory not in ("fast", "low"):
         raise InputError(f"memory={memory!r}: expected 'fast' or 'low'")
+    slow = {
+        type(m).__name__ for m in model.modules() if isinstance(m, Neuron) and not _fires_fast(m)
+    }
+    for name in sorted(slow):
+        _log_once(f"{name} neurons have no fast form: they run as they are")
     return _twin(model, memory, {})
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    log.info(line)
 
 
 def _twin(module: nn.Module, memory: str, twins: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -170,8 +180,7 @@ class _FastSSA(SSA):
 
 class _FastLIF(LIF):
     def forward(self, x: Tensor) -> Any:
-        learns = isinstance(self.decay, Tensor) or isinstance(self.threshold, Tensor)
-        if not _is_map(x) or learns or self.carried is not None:
+        if not _is_map(x) or not _fires_fast(self) or self.carried is not None:
             return super().forward(dense(x))
         wide = membrane_dtype(x)
         alpha = SURROGATES[self.surrogate].alpha if self.alpha is None else self.alpha
@@ -214,6 +223,12 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
     Trunk: _FastTrunk,
     ReversibleTrunk: _FastReversibleTrunk,
 }
+
+
+def _fires_fast(neuron: Neuron) -> bool:
+    """Whether a neuron is an LIF or IF neuron that learns neither its decay nor its threshold."""
+    learns = any(True for _ in neuron.parameters())
+    return isinstance(neuron, LIF) and type(neuron).fire is LIF.fire and not learns
 
 
 def _is_map(x: Any) -> bool:

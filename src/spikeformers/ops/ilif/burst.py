@@ -21,10 +21,7 @@ def ilif_burst(
     x: Tensor, v0: Tensor | None, levels: int, decay: float, rounding: str, v_threshold: float
 ) -> tuple[Tensor, Tensor]:
     """Return binary spikes `[T*levels, ...]` of currents `[T*levels, ...]`, and the membrane."""
-    windows = x.unflatten(0, (-1, levels)).sum(1)
-    integers, v, _ = reference.ilif_forward(windows, v0, levels, decay, rounding, v_threshold)
-    sub_steps = torch.arange(levels, device=x.device).view(-1, *[1] * (x.ndim - 1))
-    return (integers[:, None] > sub_steps).to(x.dtype).flatten(0, 1), v
+    return reference.ilif_burst_forward(x, v0, levels, decay, rounding, v_threshold)
 
 
 @ilif_burst.register_fake

@@ -68,6 +68,16 @@ def ilif_forward(
     return torch.stack(integers).to(x.dtype), v, passes(torch.stack(level), levels, rounding)
 
 
+def ilif_burst_forward(
+    x: Tensor, v0: Tensor | None, levels: int, decay: float, rounding: str, v_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Binary spikes `[T*levels, ...]` of the integers of windows of currents, and the membrane."""
+    windows = x.unflatten(0, (-1, levels)).sum(1)
+    integers, v, _ = ilif_forward(windows, v0, levels, decay, rounding, v_threshold)
+    sub_steps = torch.arange(levels, device=x.device).view(-1, *[1] * (x.ndim - 1))
+    return (integers[:, None] > sub_steps).to(x.dtype).flatten(0, 1), v
+
+
 def ilif_backward(
     grad_integers: Tensor, grad_v: Tensor, passing: Tensor, decay: float, v_threshold: float
 ) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
-from spikeformers.ops.checks import check_currents, membrane_dtype
-from spikeformers.ops.lif import eager, reference
+from spikeformers.ops.checks import check_currents, in_steps, membrane_dtype
+from spikeformers.ops.lif import native
 from spikeformers.ops.surrogate import SURROGATES
 from spikeformers.types import ANALOG, BINARY, Current, Membrane, Spikes
 
@@ -61,7 +61,7 @@ def lif(
     """
     if not torch.compiler.is_compiling():
         check_lif(x, v0, decay, v_threshold, surrogate)
-    spikes, v, _ = lif_op(
+    spikes, v = lif_op(
         x,
         v0,
         _as_tensor(decay, x),
@@ -111,18 +111,17 @@ def lif_op(
     surrogate: str,
     alpha: float,
     strict: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes, final membrane, and the membrane before each reset (what backward needs)."""
+) -> tuple[Tensor, Tensor]:
+    """Spikes and final membrane."""
     del detach_reset, surrogate, alpha  # of the backward pass
-    return eager.lif_forward(x, v0, decay, v_threshold, v_reset, decay_input, strict)
+    return native.lif_forward(in_steps(x), v0, decay, v_threshold, v_reset, decay_input, strict)
 
 
 @torch.library.custom_op("spikeformers::lif_backward", mutates_args=())
 def lif_backward_op(
     grad_spikes: Tensor,
     grad_v: Tensor,
-    h: Tensor,
-    x: Tensor | None,
+    x: Tensor,
     v0: Tensor | None,
     decay: Tensor,
     v_threshold: Tensor,
@@ -132,31 +131,16 @@ def lif_backward_op(
     surrogate: str,
     alpha: float,
     strict: bool,
-    learns_threshold: bool,
+    learns_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `x`, `v0`, `decay` and `v_threshold`, the last two only where they are learned.
+    """Gradients of `x`, `v0`, and, if they are learned, of `decay` and `v_threshold`.
 
-    `x` is given if the decay is learned.
+    The membrane is computed again from the currents, so that nothing else is kept for it.
     """
-    if x is None and not learns_threshold and detach_reset:
-        grad_x, grad_v0 = eager.lif_backward(
-            grad_spikes,
-            grad_v,
-            h,
-            decay,
-            v_threshold,
-            v_reset,
-            decay_input,
-            surrogate,
-            alpha,
-            strict,
-        )
-        return grad_x, grad_v0, torch.zeros_like(decay), torch.zeros_like(v_threshold)
-    return reference_gradients(
+    return native.lif_backward(
         grad_spikes,
         grad_v,
-        h,
-        x,
+        in_steps(x),
         v0,
         decay,
         v_threshold,
@@ -166,80 +150,48 @@ def lif_backward_op(
         surrogate,
         alpha,
         strict,
+        learns_parameters,
     )
-
-
-def reference_gradients(
-    grad_spikes: Tensor,
-    grad_v: Tensor,
-    h: Tensor,
-    x: Tensor | None,
-    v0: Tensor | None,
-    decay: Tensor,
-    v_threshold: Tensor,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `x`, `v0`, `decay` and `v_threshold`, each in the shape of its argument."""
-    grad_x, grad_v0, grad_decay, grad_threshold = reference.lif_backward(
-        grad_spikes, grad_v, h, x, v0, decay, v_threshold, *options
-    )
-    return grad_x, grad_v0, _sum_like(grad_decay, decay), _sum_like(grad_threshold, v_threshold)
-
-
-def _sum_like(grad: Tensor, parameter: Tensor) -> Tensor:
-    """Sum the elementwise gradient `[T, B, C, ...]` over all axes that the parameter lacks."""
-    if grad.numel() == 0:
-        return torch.zeros_like(parameter)
-    if parameter.ndim == 0:
-        return grad.sum()
-    return grad.transpose(0, 2).flatten(1).sum(1)
 
 
 @lif_op.register_fake
-def _(x: Tensor, _v0: Tensor | None, decay: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    h = torch.empty(x.shape, dtype=decay.dtype, device=x.device)
-    return x.new_empty(x.shape), h.new_empty(x.shape[1:]), h
+def _(x: Tensor, _v0: Tensor | None, decay: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    x = in_steps(x)
+    return torch.empty_like(x), torch.empty_like(x[0], dtype=decay.dtype)
 
 
 @lif_backward_op.register_fake
 def _(
     _grad_spikes: Tensor,
     _grad_v: Tensor,
-    h: Tensor,
-    _x: Tensor | None,
+    x: Tensor,
     _v0: Tensor | None,
     decay: Tensor,
     v_threshold: Tensor,
     *_: Any,
 ) -> tuple[Tensor, ...]:
-    return (
-        h.new_empty(h.shape),
-        h.new_empty(h.shape[1:]),
-        decay.new_empty(decay.shape),
-        v_threshold.new_empty(v_threshold.shape),
-    )
+    x = in_steps(x)
+    grad_v0 = torch.empty_like(x[0], dtype=decay.dtype)
+    return torch.empty_like(x), grad_v0, torch.empty_like(decay), torch.empty_like(v_threshold)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, v0, decay, v_threshold, *ctx.options = inputs
-    # Zeros for the gradients of `h`, which nobody has, would cost as much as a time step.
+    # Zeros for the gradient of a membrane that nobody reads would cost as much as a time step.
     ctx.set_materialize_grads(False)
-    learns_decay = ctx.needs_input_grad[2]
-    ctx.save_for_backward(output[2], x if learns_decay else None, v0, decay, v_threshold)
-    ctx.learns_threshold, ctx.x_dtype = ctx.needs_input_grad[3], x.dtype
+    ctx.save_for_backward(x, v0, decay, v_threshold)
+    ctx.learns_parameters, ctx.membrane = any(ctx.needs_input_grad[2:4]), output[1].dtype
 
 
-def _backward(
-    ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: Tensor | None
-) -> tuple[Any, ...]:
-    h, x, v0, decay, v_threshold = ctx.saved_tensors
-    grad_spikes = torch.zeros_like(h) if grad_spikes is None else grad_spikes
-    grad_v = torch.zeros_like(h[0]) if grad_v is None else grad_v
+def _backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None) -> tuple[Any, ...]:
+    x, v0, decay, v_threshold = ctx.saved_tensors
+    grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
+    grad_v = torch.zeros_like(x[0], dtype=ctx.membrane) if grad_v is None else grad_v
     grad_x, grad_v0, grad_decay, grad_threshold = lif_backward_op(
-        grad_spikes, grad_v, h, x, v0, decay, v_threshold, *ctx.options, ctx.learns_threshold
+        grad_spikes, grad_v, x, v0, decay, v_threshold, *ctx.options, ctx.learns_parameters
     )
     return (
-        grad_x.to(ctx.x_dtype),
+        grad_x,
         None if v0 is None else grad_v0,
         grad_decay,
         grad_threshold,
@@ -248,7 +200,7 @@ def _backward(
 
 
 lif_op.register_autograd(_backward, setup_context=_setup_context)
-declare_alphabet(lif_op, lambda *_: (BINARY, ANALOG, ANALOG))
+declare_alphabet(lif_op, lambda *_: (BINARY, ANALOG))
 
 
 @lif_op.register_vmap
@@ -269,16 +221,14 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]
         thresholds = mapped_first(v_threshold, threshold_dim)
         starts = [None] * info.batch_size if v0 is None else v0
         each = [lif_op(*case, *options) for case in zip(x, starts, decays, thresholds, strict=True)]
-        return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0, 0, 0)
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0, 0)
 
     x = x.movedim(0, 1)  # [T, V, ...]
     step = x.shape[1:]
     if x.ndim > 2:
         x = x.flatten(1, 2)
         v0 = None if v0 is None else v0.flatten(0, 1)
-    spikes, v, h = lif_op(x, v0, decay, v_threshold, *options)
-    return (
-        (spikes.unflatten(1, step[:2]), v.unflatten(0, step[:2]), h.unflatten(1, step[:2]))
-        if len(step) > 1
-        else (spikes, v, h)
-    ), (1, 0, 1)
+    spikes, v = lif_op(x, v0, decay, v_threshold, *options)
+    if len(step) > 1:
+        spikes, v = spikes.unflatten(1, step[:2]), v.unflatten(0, step[:2])
+    return (spikes, v), (1, 0)

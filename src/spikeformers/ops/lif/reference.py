@@ -53,8 +53,7 @@ def lif_forward(
 def lif_backward(
     grad_spikes: Tensor,
     grad_v: Tensor,
-    h: Tensor,
-    x: Tensor | None,
+    x: Tensor,
     v0: Tensor | None,
     decay: Tensor,
     v_threshold: Tensor,
@@ -65,10 +64,12 @@ def lif_backward(
     alpha: float,
     strict: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `x`, `v0` and, one per element of `h`, of `decay` and `v_threshold`.
+    """Gradients of `x`, `v0` and, one per element of `x`, of `decay` and `v_threshold`.
 
-    `x` is needed for the gradient of `decay` alone; without it that gradient is empty.
+    The membrane is computed again: it need not be kept from the forward pass.
     """
+    options = (v_reset, decay_input, detach_reset, surrogate, alpha, strict)
+    h = lif_forward(x, v0, decay, v_threshold, *options)[2]
     decay, v_threshold = along_channels(decay, h[0]), along_channels(v_threshold, h[0])
     u = h - v_threshold
     s, slope = fires(u, strict), SURROGATES[surrogate].derivative(u, alpha)
@@ -88,10 +89,8 @@ def lif_backward(
         grad_v = grads_h[-1] * decay
     grad_h, grad_threshold = torch.stack(grads_h[::-1]), torch.stack(grads_threshold[::-1])
     grad_x = grad_h * (1 - decay) if decay_input else grad_h
-    if x is None:
-        return grad_x, grad_v, h.new_empty(0), grad_threshold
     rest = v_reset or 0.0
     first = torch.full_like(v[:1], rest) if v0 is None else v0[None]
     above_rest = torch.cat([first, v[:-1]]) - rest
     grad_decay = grad_h * (above_rest - x.to(h.dtype) if decay_input else above_rest)
-    return grad_x, grad_v, grad_decay, grad_threshold
+    return grad_x.to(x.dtype), grad_v, grad_decay, grad_threshold

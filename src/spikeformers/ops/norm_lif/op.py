@@ -11,13 +11,13 @@ from torch import Tensor
 
 from spikeformers.ops.bits import words
 from spikeformers.ops.checks import membrane_dtype
-from spikeformers.ops.norm_lif import reference
+from spikeformers.ops.norm_lif import native
 
 
 @torch.library.custom_op("spikeformers::channel_moments", mutates_args=())
 def channel_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance `[C]` of `[T, R, C]`."""
-    return reference.channel_moments(y)
+    return native.channel_moments(y)
 
 
 @torch.library.custom_op("spikeformers::norm_add", mutates_args=())
@@ -25,7 +25,7 @@ def norm_add(
     y: Tensor, residual: Tensor | None, gain: Tensor | None, offset: Tensor | None
 ) -> Tensor:
     """`gain y + offset + residual`, `[T, R, C]`, each of which may be missing but `y`."""
-    return reference.norm_add(y, residual, gain, offset)
+    return native.norm_add(y, residual, gain, offset)
 
 
 @torch.library.custom_op("spikeformers::norm_lif", mutates_args=())
@@ -42,7 +42,7 @@ def norm_lif(
     keeps_stream: bool,
 ) -> tuple[Tensor, Tensor]:
     """Spike bits `[T, R, words]` of `x = gain y + offset + residual`, and `x` if it is kept."""
-    return reference.norm_lif(
+    return native.norm_lif(
         y,
         residual,
         gain,
@@ -74,7 +74,7 @@ def norm_lif_backward(
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `x` `[T, R, C]`, and of `gain` and `offset` `[C]` where there is a norm."""
-    return reference.norm_lif_backward(
+    return native.norm_lif_backward(
         grad_spikes,
         grad_stream,
         bits,
@@ -95,13 +95,13 @@ def norm_lif_backward(
 @torch.library.custom_op("spikeformers::norm_backward", mutates_args=())
 def norm_backward(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """`a grad_x + b y + c`, the gradient of `y`, directly and through its moments."""
-    return reference.norm_backward(grad_x, y, a, b, c)
+    return native.norm_backward(grad_x, y, a, b, c)
 
 
 @torch.library.custom_op("spikeformers::norm_products", mutates_args=())
 def norm_products(grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients `[C]` of gain and offset where no neuron follows: sums of `grad_x y`, `grad_x`."""
-    return reference.norm_products(grad_x, y)
+    return native.norm_products(grad_x, y)
 
 
 @channel_moments.register_fake

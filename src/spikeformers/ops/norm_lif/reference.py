@@ -12,7 +12,8 @@ vectors, left to the caller; its share of the gradient of `y` is again affine, `
 import torch
 from torch import Tensor
 
-from spikeformers.ops.bits import pack, unpack
+from spikeformers.ops.bits import pack_reference as pack
+from spikeformers.ops.bits import unpack_reference as unpack
 from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.lif.reference import lif_forward
 from spikeformers.ops.surrogate import SURROGATES

@@ -1,0 +1,1 @@
+"""How fast and how small training is, measured side by side with others: `python -m benchmarks`."""

@@ -1,0 +1,76 @@
+"""What the verb `export` does: one function per format, found by its name in `FORMATS`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikeformers import data, models
+from spikeformers.cli.verbs import Result, open_model
+from spikeformers.errors import ConfigError
+from spikeformers.train.recipe import recipe_from_dict
+
+
+def export(args: argparse.Namespace) -> Result:
+    """Write a model for other programs."""
+    if args.format not in FORMATS:
+        raise ConfigError(
+            f"--format {args.format} is unknown: choose from {', '.join(sorted(FORMATS))}"
+        )
+    for option, owner in OPTIONS.items():
+        if args.format != owner and getattr(args, option) is not None:
+            raise ConfigError(f"--{option} belongs to --format {owner}, not to {args.format}")
+    return FORMATS[args.format](args)
+
+
+def _onnx(args: argparse.Namespace) -> Result:
+    from spikeformers.deploy.onnx import export_onnx
+
+    model, example = _model_and_example(args)
+    result = export_onnx(
+        model, example, args.output, stream=bool(args.stream), check=args.check is not False
+    )
+    return result.as_dict(), str(result)
+
+
+def _nir(args: argparse.Namespace) -> Result:
+    from spikeformers.deploy.nir import export_nir
+
+    model, example = _model_and_example(args)
+    options = {} if args.dt is None else {"dt": args.dt}
+    result = export_nir(model, example, args.output, partial=bool(args.partial), **options)
+    return result.as_dict(), str(result)
+
+
+FORMATS: dict[str, Callable[[argparse.Namespace], Result]] = {"nir": _nir, "onnx": _onnx}
+"""Format -> what writes it."""
+
+OPTIONS = {"check": "onnx", "dt": "nir", "partial": "nir", "stream": "onnx"}
+"""Option -> the only format that has it."""
+
+
+def _model_and_example(args: argparse.Namespace) -> tuple[models.Backbone, Tensor]:
+    """Return a model and a random input of the shape to export.
+
+    Where the command says nothing, a training checkpoint says how large its images are and how long
+    they are shown; other models get 4 steps of 224x224 pixels.
+    """
+    model = open_model(args.model).float().eval()
+    (height, width), steps = model.image_size or (224, 224), 4
+    if Path(args.model).is_file():
+        header = models.read_checkpoint(args.model)[1]
+        if "recipe" in header:
+            recipe = recipe_from_dict(header["recipe"])
+            height = width = recipe.data.image_size
+            steps = recipe.train.timesteps
+    if args.image_size is not None:
+        height = width = args.image_size
+    if args.timesteps is not None:
+        steps = args.timesteps
+    if min(height, steps) < 1:
+        raise ConfigError(f"--image-size {height} --timesteps {steps}: expected at least 1")
+    seeded = torch.Generator().manual_seed(0)
+    image = torch.randn(1, model.in_channels, height, width, generator=seeded)
+    return model, data.direct(image, steps)

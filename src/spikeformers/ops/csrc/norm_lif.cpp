@@ -1,0 +1,389 @@
+// The ops of norm_lif: batch norm, residual sum and neuron on matrices [T, R, C].
+//
+// Some rows at a time, a tile, walk through all steps with their membranes in the first-level
+// cache. Gain and offset are laid out as long as a tile, so that loops run over it without caring
+// where a row ends.
+//
+// Sums over rows are formed in chunks of tiles, whose number depends on the shape alone, and the
+// chunks' sums are added up in order: results are the same for any number of threads.
+#include <algorithm>
+#include <vector>
+
+#include "bits.h"
+#include "export.h"
+#include "neuron.h"
+#include "number.h"
+#include "parallel.h"
+#include "stream.h"
+#include "surrogate.h"
+
+namespace {
+
+constexpr int64_t TILE = 1024;               // numbers in a tile, about
+constexpr int64_t CHUNK = 1 << 16;           // numbers in a chunk, about: they fit into a core's cache
+constexpr int64_t WORTH_A_THREAD = 1 << 15;  // numbers
+
+// A matrix [T, R, C], cut into tiles of `rows` rows.
+struct Tiles {
+  int64_t T, R, C, rows, count;
+
+  Tiles(int64_t T, int64_t R, int64_t C)
+      : T(T), R(R), C(C), rows(std::max<int64_t>(1, TILE / C)), count((R + rows - 1) / rows) {}
+
+  int64_t size() const { return rows * C; }
+  int64_t rows_of(int64_t tile) const { return std::min(rows, R - tile * rows); }
+  int64_t at(int64_t t, int64_t tile) const { return (t * R + tile * rows) * C; }
+  int64_t grain() const { return std::max<int64_t>(1, WORTH_A_THREAD / (T * size())); }
+};
+
+// A vector [C] once per row of a tile.
+template <class Real>
+std::vector<Real> along_tile(const Tiles& tiles, const Real* vector, Real otherwise) {
+  std::vector<Real> repeated(tiles.size(), otherwise);
+  if (vector)
+    for (int64_t row = 0; row < tiles.rows; ++row)
+      std::copy_n(vector, tiles.C, repeated.data() + row * tiles.C);
+  return repeated;
+}
+
+template <class Real, class Stored>
+void affine(const Stored* __restrict y, const Real* __restrict gain, const Real* __restrict offset,
+            Real* __restrict x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] = gain[i] * widen(y[i]) + offset[i];
+}
+
+template <class Real, class Stored>
+void widen_all(const Stored* __restrict from, Real* __restrict to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+}
+
+template <class Real, class Stored>
+void narrow_all(const Real* __restrict from, Stored* __restrict to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = narrow<Stored>(from[i]);
+}
+
+template <class Real, class Stored>
+void add(const Stored* __restrict residual, Real* __restrict x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] += widen(residual[i]);
+}
+
+template <class Real, class Stored>
+void add_scaled(const Stored* __restrict from, const Real* __restrict factor, Real* __restrict x,
+                int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] += factor[i] * widen(from[i]);
+}
+
+template <class Real>
+void add_squares(const Real* __restrict x, Real* __restrict sum, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) sum[i] += x[i] * x[i];
+}
+
+template <class Neuron, class Real>
+void step(const Neuron neuron, const Real* __restrict x, Real* __restrict v,
+          uint8_t* __restrict fired, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Real h = neuron.charge(v[i], x[i]);
+    const bool fires = neuron.fires(h);
+    fired[i] = fires;
+    v[i] = neuron.reset(h, fires);
+  }
+}
+
+// The step again, given what fired.
+template <class Neuron, class Real>
+void step_again(const Neuron neuron, const Real* __restrict x, const uint8_t* __restrict fired,
+                Real* __restrict v, Real* __restrict h, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    h[i] = neuron.charge(v[i], x[i]);
+    v[i] = neuron.reset(h[i], fired[i] != 0);
+  }
+}
+
+template <class Neuron, class Slope, class Real, class Stored>
+void step_back(const Neuron neuron, const Slope slope, const Stored* __restrict grad_spikes,
+               const Real* __restrict h, const uint8_t* __restrict fired, Real* __restrict grad_v,
+               Real* __restrict grad_x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Real grad_h = neuron.grad_h(h[i], fired[i] != 0, slope(h[i] - neuron.threshold),
+                                      widen(grad_spikes[i]), grad_v[i]);
+    grad_v[i] = grad_h * neuron.decay;
+    grad_x[i] = neuron.grad_x(grad_h);
+  }
+}
+
+template <class Real, class Stored>
+void add_products(const Real* __restrict grad_x, const Stored* __restrict y,
+                  Real* __restrict sum_gy, Real* __restrict sum_g, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    sum_gy[i] += grad_x[i] * widen(y[i]);
+    sum_g[i] += grad_x[i];
+  }
+}
+
+// Sums over rows: body(begin, end, sums) adds the tiles of one chunk into the vectors `sums`, each
+// as long as a tile; out[k] gets the k-th of them summed over all rows.
+template <int SUMS, class Real, class Body>
+int sum_over_rows(const Tiles& tiles, Real* const (&out)[SUMS], const Body& body) {
+  const int64_t per_chunk = std::max<int64_t>(1, CHUNK / (tiles.T * tiles.size()));
+  const int64_t chunks = (tiles.count + per_chunk - 1) / per_chunk, C = tiles.C;
+  std::vector<double> partial(chunks * SUMS * C);
+  double* const totals = partial.data();
+  const int failed = parallel_for(chunks, 1, [=, &tiles, &body](int64_t begin, int64_t end) {
+    std::vector<Real> sums(SUMS * tiles.size());
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      std::fill(sums.begin(), sums.end(), Real{0});
+      body(chunk * per_chunk, std::min(tiles.count, (chunk + 1) * per_chunk), sums.data());
+      for (int k = 0; k < SUMS; ++k)
+        for (int64_t i = 0; i < tiles.size(); ++i)
+          totals[(chunk * SUMS + k) * C + i % C] += sums[k * tiles.size() + i];
+    }
+  });
+  for (int k = 0; k < SUMS; ++k)
+    for (int64_t c = 0; c < C; ++c) {
+      double total = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += totals[(chunk * SUMS + k) * C + c];
+      out[k][c] = static_cast<Real>(total);
+    }
+  return failed;
+}
+
+template <class Stored>
+int moments(int64_t rows, int64_t C, const Stored* y, Wide<Stored>* mean, Wide<Stored>* var) {
+  using Real = Wide<Stored>;
+  const Tiles tiles(1, rows, C);
+  const int64_t per_chunk = std::max<int64_t>(1, CHUNK / tiles.size());
+  const int64_t chunks = (tiles.count + per_chunk - 1) / per_chunk;
+  const auto rows_of = [=](int64_t chunk) {
+    return std::min(per_chunk * tiles.rows, rows - chunk * per_chunk * tiles.rows);
+  };
+  // Of each chunk the mean, and the squares around it: no digits are lost to a large mean.
+  std::vector<double> means(chunks * C), squares(chunks * C);
+  double *const mean_of = means.data(), *const squares_of = squares.data();
+  const int failed = parallel_for(chunks, 1, [=](int64_t begin, int64_t end) {
+    std::vector<Real> sum(tiles.size()), centre(tiles.size()), x(tiles.size());
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t first = chunk * per_chunk, last = std::min(tiles.count, first + per_chunk);
+      double *const m = mean_of + chunk * C, *const s = squares_of + chunk * C;
+      std::fill(sum.begin(), sum.end(), Real{0});
+      for (int64_t tile = first; tile < last; ++tile)
+        add(y + tiles.at(0, tile), sum.data(), tiles.rows_of(tile) * C);
+      for (int64_t i = 0; i < tiles.size(); ++i) m[i % C] += sum[i];
+      for (int64_t c = 0; c < C; ++c) m[c] = static_cast<Real>(m[c] / rows_of(chunk));
+      for (int64_t i = 0; i < tiles.size(); ++i) centre[i] = -static_cast<Real>(m[i % C]);
+      std::fill(sum.begin(), sum.end(), Real{0});
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t count = tiles.rows_of(tile) * C;
+        std::copy_n(centre.data(), count, x.data());
+        add(y + tiles.at(0, tile), x.data(), count);
+        add_squares(x.data(), sum.data(), count);
+      }
+      for (int64_t i = 0; i < tiles.size(); ++i) s[i % C] += sum[i];
+    }
+  });
+  for (int64_t c = 0; c < C; ++c) {
+    double common = 0, around = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      common += mean_of[chunk * C + c] * rows_of(chunk) / rows;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const double apart = mean_of[chunk * C + c] - common;
+      around += squares_of[chunk * C + c] + apart * apart * rows_of(chunk);
+    }
+    mean[c] = static_cast<Real>(common);
+    var[c] = static_cast<Real>(around / rows);
+  }
+  return failed;
+}
+
+template <class Stored, class Neuron>
+int forward(const Neuron& neuron, const Tiles& tiles, const Stored* y, const Stored* residual,
+            const Wide<Stored>* gain, const Wide<Stored>* offset, int64_t* bits, Stored* stream) {
+  using Real = Wide<Stored>;
+  const bool large = is_large<Stored>(tiles.T * tiles.R * tiles.C);
+  const int64_t words = words_of(tiles.C);
+  return parallel_for(tiles.count, tiles.grain(), [=](int64_t begin, int64_t end) {
+    const auto gains = along_tile<Real>(tiles, gain, 1), offsets = along_tile<Real>(tiles, offset, 0);
+    std::vector<Real> x(tiles.size()), v(tiles.size());
+    std::vector<Stored> total(tiles.size());
+    std::vector<uint8_t> fired(tiles.size() + BIT_SLACK);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t rows = tiles.rows_of(tile), count = rows * tiles.C;
+      start<Real>(v.data(), nullptr, neuron.rest, count);
+      for (int64_t t = 0; t < tiles.T; ++t) {
+        const int64_t at = tiles.at(t, tile);
+        affine(y + at, gains.data(), offsets.data(), x.data(), count);
+        if (residual) add(residual + at, x.data(), count);
+        if (stream) {
+          narrow_all(x.data(), total.data(), count);
+          widen_all(total.data(), x.data(), count);
+          store(stream + at, total.data(), count, large);
+        }
+        step(neuron, x.data(), v.data(), fired.data(), count);
+        int64_t* const out = bits + (t * tiles.R + tile * tiles.rows) * words;
+        for (int64_t row = 0; row < rows; ++row)
+          pack_row(fired.data() + row * tiles.C, tiles.C, out + row * words);
+      }
+    }
+  });
+}
+
+template <class Stored, class Neuron, class Slope>
+int backward(const Neuron& neuron, const Slope& slope, const Tiles& tiles,
+             const Stored* grad_spikes, const Stored* grad_stream, const int64_t* bits,
+             const Stored* y, const Stored* stream, const Wide<Stored>* gain,
+             const Wide<Stored>* offset, Stored* grad_x, Wide<Stored>* grad_gain,
+             Wide<Stored>* grad_offset) {
+  using Real = Wide<Stored>;
+  const bool large = is_large<Stored>(tiles.T * tiles.R * tiles.C);
+  const int64_t words = words_of(tiles.C), T = tiles.T, size = tiles.size();
+  const auto walk = [=](int64_t begin, int64_t end, Real* sums) {
+    const auto gains = along_tile<Real>(tiles, gain, 1), offsets = along_tile<Real>(tiles, offset, 0);
+    std::vector<Real> x(size), v(size), h(T * size);
+    std::vector<uint8_t> fired(T * size + BIT_SLACK);
+    std::vector<Stored> grads(size);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t rows = tiles.rows_of(tile), count = rows * tiles.C;
+      start<Real>(v.data(), nullptr, neuron.rest, count);
+      for (int64_t t = 0; t < T; ++t) {
+        const int64_t at = tiles.at(t, tile);
+        const int64_t* const in = bits + (t * tiles.R + tile * tiles.rows) * words;
+        for (int64_t row = 0; row < rows; ++row)
+          unpack_row(in + row * words, tiles.C, &fired[t * size + row * tiles.C]);
+        if (stream) {
+          widen_all(stream + at, x.data(), count);
+        } else {
+          affine(y + at, gains.data(), offsets.data(), x.data(), count);
+        }
+        step_again(neuron, x.data(), &fired[t * size], v.data(), &h[t * size], count);
+      }
+      std::fill_n(v.data(), count, Real{0});
+      for (int64_t t = T - 1; t >= 0; --t) {
+        const int64_t at = tiles.at(t, tile);
+        step_back(neuron, slope, grad_spikes + at, &h[t * size], &fired[t * size], v.data(),
+                  x.data(), count);
+        if (grad_stream) add(grad_stream + at, x.data(), count);
+        if (sums) add_products(x.data(), y + at, sums, sums + size, count);
+        narrow_all(x.data(), grads.data(), count);
+        store(grad_x + at, grads.data(), count, large);
+      }
+    }
+  };
+  if (grad_gain) return sum_over_rows<2, Real>(tiles, {grad_gain, grad_offset}, walk);
+  return parallel_for(tiles.count, tiles.grain(),
+                      [=](int64_t begin, int64_t end) { walk(begin, end, nullptr); });
+}
+
+}  // namespace
+
+EXPORT int channel_moments(int32_t dtype, int64_t rows, int64_t C, const void* y, void* mean,
+                           void* var) {
+  return with_dtype(dtype, [&](auto number) {
+    using Stored = decltype(number);
+    using Real = Wide<Stored>;
+    return moments(rows, C, static_cast<const Stored*>(y), static_cast<Real*>(mean),
+                   static_cast<Real*>(var));
+  });
+}
+
+EXPORT int norm_add(int32_t dtype, int64_t rows, int64_t C, const void* y, const void* residual,
+                    const void* gain, const void* offset, void* stream) {
+  return with_dtype(dtype, [&](auto number) {
+    using Stored = decltype(number);
+    using Real = Wide<Stored>;
+    const Tiles tiles(1, rows, C);
+    const bool large = is_large<Stored>(rows * C);
+    const auto *from = static_cast<const Stored*>(y), *around = static_cast<const Stored*>(residual);
+    return parallel_for(tiles.count, tiles.grain(), [=](int64_t begin, int64_t end) {
+      const auto gains = along_tile<Real>(tiles, static_cast<const Real*>(gain), 1);
+      const auto offsets = along_tile<Real>(tiles, static_cast<const Real*>(offset), 0);
+      std::vector<Real> x(tiles.size());
+      std::vector<Stored> total(tiles.size());
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t at = tiles.at(0, tile), count = tiles.rows_of(tile) * C;
+        affine(from + at, gains.data(), offsets.data(), x.data(), count);
+        if (around) add(around + at, x.data(), count);
+        narrow_all(x.data(), total.data(), count);
+        store(static_cast<Stored*>(stream) + at, total.data(), count, large);
+      }
+    });
+  });
+}
+
+EXPORT int norm_products(int32_t dtype, int64_t rows, int64_t C, const void* grad_x, const void* y,
+                         void* grad_gain, void* grad_offset) {
+  return with_dtype(dtype, [&](auto number) {
+    using Stored = decltype(number);
+    using Real = Wide<Stored>;
+    const Tiles tiles(1, rows, C);
+    const auto *g = static_cast<const Stored*>(grad_x), *from = static_cast<const Stored*>(y);
+    return sum_over_rows<2, Real>(
+        tiles, {static_cast<Real*>(grad_gain), static_cast<Real*>(grad_offset)},
+        [=](int64_t begin, int64_t end, Real* sums) {
+          std::vector<Real> wide(tiles.size());
+          for (int64_t tile = begin; tile < end; ++tile) {
+            const int64_t at = tiles.at(0, tile), count = tiles.rows_of(tile) * C;
+            widen_all(g + at, wide.data(), count);
+            add_products(wide.data(), from + at, sums, sums + tiles.size(), count);
+          }
+        });
+  });
+}
+
+EXPORT int norm_backward(int32_t dtype, int64_t rows, int64_t C, const void* grad_x, const void* y,
+                         const void* a, const void* b, const void* c, void* grad_y) {
+  return with_dtype(dtype, [&](auto number) {
+    using Stored = decltype(number);
+    using Real = Wide<Stored>;
+    const Tiles tiles(1, rows, C);
+    const bool large = is_large<Stored>(rows * C);
+    const auto *g = static_cast<const Stored*>(grad_x), *from = static_cast<const Stored*>(y);
+    return parallel_for(tiles.count, tiles.grain(), [=](int64_t begin, int64_t end) {
+      const auto as = along_tile<Real>(tiles, static_cast<const Real*>(a), 1);
+      const auto bs = along_tile<Real>(tiles, static_cast<const Real*>(b), 0);
+      const auto cs = along_tile<Real>(tiles, static_cast<const Real*>(c), 0);
+      std::vector<Real> x(tiles.size());
+      std::vector<Stored> grads(tiles.size());
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t at = tiles.at(0, tile), count = tiles.rows_of(tile) * C;
+        affine(from + at, bs.data(), cs.data(), x.data(), count);
+        add_scaled(g + at, as.data(), x.data(), count);
+        narrow_all(x.data(), grads.data(), count);
+        store(static_cast<Stored*>(grad_y) + at, grads.data(), count, large);
+      }
+    });
+  });
+}
+
+EXPORT int norm_lif_forward(int32_t dtype, const NeuronOptions* options, int64_t T, int64_t R,
+                            int64_t C, const void* y, const void* residual, const void* gain,
+                            const void* offset, int64_t* bits, void* stream) {
+  return with_dtype(dtype, [&](auto number) {
+    using Stored = decltype(number);
+    using Real = Wide<Stored>;
+    return with_neuron<Real>(*options, [&](const auto& neuron) {
+      return forward(neuron, Tiles(T, R, C), static_cast<const Stored*>(y),
+                     static_cast<const Stored*>(residual), static_cast<const Real*>(gain),
+                     static_cast<const Real*>(offset), bits, static_cast<Stored*>(stream));
+    });
+  });
+}
+
+EXPORT int norm_lif_backward(int32_t dtype, const NeuronOptions* options, int64_t T, int64_t R,
+                             int64_t C, const void* grad_spikes, const void* grad_stream,
+                             const int64_t* bits, const void* y, const void* stream,
+                             const void* gain, const void* offset, void* grad_x, void* grad_gain,
+                             void* grad_offset) {
+  return with_dtype(dtype, [&](auto number) {
+    using Stored = decltype(number);
+    using Real = Wide<Stored>;
+    return with_neuron<Real>(*options, [&](const auto& neuron) {
+      return with_surrogate<Real>(options->surrogate, options->alpha, [&](const auto& slope) {
+        return backward(neuron, slope, Tiles(T, R, C), static_cast<const Stored*>(grad_spikes),
+                        static_cast<const Stored*>(grad_stream), bits,
+                        static_cast<const Stored*>(y), static_cast<const Stored*>(stream),
+                        static_cast<const Real*>(gain), static_cast<const Real*>(offset),
+                        static_cast<Stored*>(grad_x), static_cast<Real*>(grad_gain),
+                        static_cast<Real*>(grad_offset));
+      });
+    });
+  });
+}

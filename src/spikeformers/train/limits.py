@@ -1,0 +1,49 @@
+"""What a machine can hold: errors that say what to lower, instead of a crash or a crawl."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from spikeformers.errors import ConfigError, TrainingError
+from spikeformers.train.recipe import TrainSection
+
+
+def check_threads(device: torch.device) -> None:
+    """Refuse more computing threads than the processes of this job have cores.
+
+    Threads that wait for a core slow the others down by an order of magnitude.
+
+    Raises:
+        ConfigError: If there are more.
+    """
+    processes, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device.type == "cpu" and cores and processes * threads > cores:
+        raise ConfigError(
+            f"OMP_NUM_THREADS: {processes} processes of {threads} threads each want more than the "
+            f"{cores} cores here: expected {max(1, cores // processes)} threads or fewer"
+        )
+
+
+@contextmanager
+def within_memory(settings: TrainSection) -> Iterator[None]:
+    """Turn the allocators' errors into one that says what needs less.
+
+    Raises:
+        TrainingError: If the block ran out of memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            # PyTorch has no class of its own for the memory of the CPU.
+            if "DefaultCPUAllocator" not in str(error):
+                raise
+        share = settings.batch_size // settings.accumulate
+        less = "" if settings.accelerate == "low" else ", or train.accelerate=low, which keeps less"
+        raise TrainingError(
+            f"out of memory with {share} images at once: raise train.accumulate="
+            f"{settings.accumulate} or lower train.batch_size={settings.batch_size}{less}"
+        ) from error

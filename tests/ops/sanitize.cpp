@@ -1,0 +1,223 @@
+// All native kernels on odd shapes, to be built with sanitizers (`make sanitize`): every tensor ends
+// where its memory ends. One thread and several must agree to the last bit.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "conv.h"
+#include "neuron.h"
+#include "number.h"
+#include "parallel.h"
+
+extern "C" {
+int pack_bits(int32_t, int64_t, int64_t, const void*, int64_t*);
+int unpack_bits(int32_t, int64_t, int64_t, const int64_t*, void*);
+int lif_forward(int32_t, const NeuronOptions*, int64_t, int64_t, const void*, const void*, void*,
+                void*);
+int lif_backward(int32_t, const NeuronOptions*, int64_t, int64_t, const void*, const void*,
+                 const void*, const void*, void*, void*);
+int channel_moments(int32_t, int64_t, int64_t, const void*, void*, void*);
+int norm_add(int32_t, int64_t, int64_t, const void*, const void*, const void*, const void*, void*);
+int norm_products(int32_t, int64_t, int64_t, const void*, const void*, void*, void*);
+int norm_backward(int32_t, int64_t, int64_t, const void*, const void*, const void*, const void*,
+                  const void*, void*);
+int norm_lif_forward(int32_t, const NeuronOptions*, int64_t, int64_t, int64_t, const void*,
+                     const void*, const void*, const void*, int64_t*, void*);
+int norm_lif_backward(int32_t, const NeuronOptions*, int64_t, int64_t, int64_t, const void*,
+                      const void*, const int64_t*, const void*, const void*, const void*,
+                      const void*, void*, void*, void*);
+int spike_conv(int32_t, const Conv*, const void*, const void*, void*);
+int spike_conv_weight_grad(int32_t, const Conv*, const void*, const void*, void*);
+int depthwise_weight_grad(int32_t, const Conv*, const void*, const void*, void*);
+}
+
+namespace {
+
+template <class Stored>
+constexpr int32_t dtype_of();
+template <>
+constexpr int32_t dtype_of<float>() { return FLOAT32; }
+template <>
+constexpr int32_t dtype_of<double>() { return FLOAT64; }
+template <>
+constexpr int32_t dtype_of<BFloat16>() { return BFLOAT16; }
+
+uint64_t state = 1;
+
+uint64_t random_bits() {
+  state ^= state << 13;
+  state ^= state >> 7;
+  return state ^= state << 17;
+}
+
+template <class Stored>
+std::vector<Stored> random_numbers(int64_t count) {
+  std::vector<Stored> numbers(count);
+  for (auto& number : numbers)
+    number = narrow<Stored>(static_cast<Wide<Stored>>(random_bits() % 4096 / 1024.0 - 1.5));
+  return numbers;
+}
+
+std::vector<int64_t> random_words(int64_t rows, int64_t channels) {
+  std::vector<int64_t> bits(rows * ((channels + 63) / 64));
+  const auto spikes = random_numbers<float>(rows * channels);
+  pack_bits(FLOAT32, rows, channels, spikes.data(), bits.data());
+  return bits;
+}
+
+int32_t three_threads(int64_t begin, int64_t end, int64_t, Range range, void* body) {
+  std::vector<std::thread> threads;
+  const int64_t count = end - begin;
+  for (int64_t i = 0; i < 3; ++i)
+    threads.emplace_back(range, begin + count * i / 3, begin + count * (i + 1) / 3, body);
+  for (auto& thread : threads) thread.join();
+  return 0;
+}
+
+// The outputs of a kernel, which must not depend on threads.
+struct Outputs {
+  std::vector<std::vector<char>> buffers;
+
+  template <class Stored>
+  Stored* of(int64_t count) {
+    buffers.emplace_back(count * sizeof(Stored));
+    return reinterpret_cast<Stored*>(buffers.back().data());
+  }
+};
+
+void check(const char* name, const std::function<int(Outputs&)>& run) {
+  Outputs alone, together;
+  pool = nullptr;
+  int failed = run(alone);
+  pool = three_threads;
+  failed |= run(together);
+  if (failed || alone.buffers != together.buffers) {
+    std::fprintf(stderr, "%s: %s\n", name, failed ? "failed" : "depends on the threads");
+    std::exit(1);
+  }
+}
+
+template <class Stored>
+void check_lif(const NeuronOptions& options, int64_t T, int64_t neurons) {
+  using Real = Wide<Stored>;
+  constexpr int32_t dtype = dtype_of<Stored>();
+  const auto x = random_numbers<Stored>(T * neurons), grad = random_numbers<Stored>(T * neurons);
+  const auto v0 = random_numbers<Real>(neurons), grad_v = random_numbers<Real>(neurons);
+  for (const Real* start : {static_cast<const Real*>(nullptr), v0.data()}) {
+    check("lif_forward", [&](Outputs& out) {
+      auto *spikes = out.of<Stored>(T * neurons);
+      return lif_forward(dtype, &options, T, neurons, x.data(), start, spikes,
+                         out.of<Real>(neurons));
+    });
+    check("lif_backward", [&](Outputs& out) {
+      auto* grad_x = out.of<Stored>(T * neurons);
+      return lif_backward(dtype, &options, T, neurons, grad.data(), grad_v.data(), x.data(), start,
+                          grad_x, out.of<Real>(neurons));
+    });
+  }
+}
+
+template <class Stored>
+void check_norm_lif(const NeuronOptions& options, int64_t T, int64_t R, int64_t C) {
+  using Real = Wide<Stored>;
+  constexpr int32_t dtype = dtype_of<Stored>();
+  const int64_t all = T * R * C, words = T * R * ((C + 63) / 64);
+  const auto y = random_numbers<Stored>(all), residual = random_numbers<Stored>(all);
+  const auto grad = random_numbers<Stored>(all);
+  const auto a = random_numbers<Real>(C), b = random_numbers<Real>(C);
+  const auto bits = random_words(T * R, C);
+  check("unpack_bits", [&](Outputs& out) {
+    return unpack_bits(dtype, T * R, C, bits.data(), out.of<Stored>(all));
+  });
+  check("pack_bits", [&](Outputs& out) {
+    return pack_bits(dtype, T * R, C, y.data(), out.of<int64_t>(words));
+  });
+  check("channel_moments", [&](Outputs& out) {
+    auto* mean = out.of<Real>(C);
+    return channel_moments(dtype, T * R, C, y.data(), mean, out.of<Real>(C));
+  });
+  check("norm_products", [&](Outputs& out) {
+    auto* grad_gain = out.of<Real>(C);
+    return norm_products(dtype, T * R, C, grad.data(), y.data(), grad_gain, out.of<Real>(C));
+  });
+  check("norm_backward", [&](Outputs& out) {
+    return norm_backward(dtype, T * R, C, grad.data(), y.data(), a.data(), b.data(), a.data(),
+                         out.of<Stored>(all));
+  });
+  for (bool norm : {false, true}) {
+    const Real *gain = norm ? a.data() : nullptr, *offset = norm ? b.data() : nullptr;
+    check("norm_add", [&](Outputs& out) {
+      return norm_add(dtype, T * R, C, y.data(), residual.data(), gain, offset,
+                      out.of<Stored>(all));
+    });
+    check("norm_lif_forward", [&](Outputs& out) {
+      auto* fired = out.of<int64_t>(words);
+      return norm_lif_forward(dtype, &options, T, R, C, y.data(), norm ? nullptr : residual.data(),
+                              gain, offset, fired, norm ? nullptr : out.of<Stored>(all));
+    });
+    check("norm_lif_backward", [&](Outputs& out) {
+      auto* grad_x = out.of<Stored>(all);
+      auto* grad_gain = norm ? out.of<Real>(C) : nullptr;
+      return norm_lif_backward(dtype, &options, T, R, C, grad.data(),
+                               norm ? nullptr : residual.data(), bits.data(), y.data(),
+                               norm ? nullptr : residual.data(), gain, offset, grad_x, grad_gain,
+                               norm ? out.of<Real>(C) : nullptr);
+    });
+  }
+}
+
+template <class Stored>
+void check_convolutions(int64_t channels, int64_t outputs, int64_t kernel, int64_t stride) {
+  using Real = Wide<Stored>;
+  constexpr int32_t dtype = dtype_of<Stored>();
+  const int64_t images = 3, height = 7, width = 5, padding = kernel / 2;
+  const auto out_size = [&](int64_t size) { return (size + 2 * padding - kernel) / stride + 1; };
+  const Conv conv{images, height,  width,  channels,         outputs,
+                  kernel, stride,  padding, out_size(height), out_size(width), 3};
+  const int64_t taps = kernel * kernel, positions = images * out_size(height) * out_size(width);
+  const auto bits = random_words(images * height * width, channels);
+  const auto weight = random_numbers<Stored>(outputs * channels * taps);
+  const auto grad = random_numbers<Stored>(positions * outputs);
+  check("spike_conv", [&](Outputs& out) {
+    return spike_conv(dtype, &conv, bits.data(), weight.data(),
+                      out.of<Stored>(positions * outputs));
+  });
+  check("spike_conv_weight_grad", [&](Outputs& out) {
+    return spike_conv_weight_grad(dtype, &conv, bits.data(), grad.data(),
+                                  out.of<Real>(outputs * channels * taps));
+  });
+}
+
+template <class Stored>
+void check_all() {
+  const NeuronOptions soft{0.5, 1, 0, 4, 1, 1, 0, 0, 2}, hard{0.5, 1, -0.25, 2, 0, 0, 1, 1, 4};
+  for (int64_t T : {1, 3, 7})
+    for (int64_t count : {1, 65, 130, 1000}) {
+      check_lif<Stored>(soft, T, count);
+      check_lif<Stored>(hard, T, count);
+    }
+  check_lif<Stored>(soft, 4, 600001);
+  for (int64_t C : {1, 3, 64, 65, 130, 1100})
+    for (int64_t R : {1, 5, 171}) {
+      check_norm_lif<Stored>(soft, 3, R, C);
+      check_norm_lif<Stored>(hard, 1, R, C);
+    }
+  for (int64_t kernel : {1, 3})
+    for (int64_t stride : {1, 2}) {
+      check_convolutions<Stored>(5, 3, kernel, stride);
+      check_convolutions<Stored>(70, 67, kernel, stride);
+    }
+}
+
+}  // namespace
+
+int main() {
+  check_all<float>();
+  check_all<double>();
+  check_all<BFloat16>();
+  std::puts("no complaints");
+}
