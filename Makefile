@@ -58,7 +58,7 @@ test-data: $(VENV)/.dev  ## Run the tests that read the real data sets, in the f
 
 sanitize:  ## Run the native kernels under the address and undefined-behaviour sanitizers
 	@mkdir -p build
-	$(CXX) -std=c++17 -O1 -march=native -ffp-contract=off -pthread -fno-sanitize-recover=all \
+	$(CXX) -std=c++17 -O0 -march=native -ffp-contract=off -pthread -fno-sanitize-recover=all \
 	  -fsanitize=address,undefined -Isrc/spikeformers/ops/csrc \
 	  src/spikeformers/ops/csrc/*.cpp tests/ops/sanitize.cpp -o build/sanitize
 	build/sanitize

@@ -41,7 +41,8 @@ class Network:
     dtype: str = "float32"
 
     def __str__(self) -> str:
-        size = "15M" if self.dims == Network.dims and self.depths == Network.depths else "small"
+        is_published = (self.dims, self.depths) == (Network.dims, Network.depths)
+        size = "15M" if is_published else f"{_dashed(self.dims)} x {_dashed(self.depths)}"
         return (
             f"Meta-SpikeFormer {size}, T={self.timesteps}, B={self.batch}, "
             f"{self.image_size}x{self.image_size}, threshold {self.v_threshold:g}"
@@ -70,6 +71,10 @@ class Network:
         with torch.no_grad(), count_spikes(model) as (spikes, neuron_steps):
             model(self.images())
         return float(spikes / neuron_steps)
+
+
+def _dashed(numbers: Sequence[int]) -> str:
+    return "-".join(map(str, numbers))
 
 
 class Training:

@@ -166,6 +166,12 @@ def test_transposed_convolutions_multiply_once_per_input_and_weight() -> None:
     assert report.total["MAC"] == 3 * 6 * 9 * 25
 
 
+def test_a_norm_that_stays_multiplies_once_per_element() -> None:
+    model = Chain(ConvBN(3, 4, 1), nn.ReLU(), PerStep(nn.BatchNorm2d(4)))
+    report = energy(model, torch.rand(T, B, 3, 5, 5), first_layer="per_step")
+    assert report.total["MAC"] == T * report.twin_MAC == T * (3 * 4 + 4) * 25
+
+
 def network() -> nn.Module:
     torch.manual_seed(1)
     block = Chain(ConvBN(4, 4, 3), IF(v_threshold=0.1))

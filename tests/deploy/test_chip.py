@@ -175,6 +175,10 @@ def test_an_unknown_chip_gets_near_matches() -> None:
         ("title = 'x'\n[kernel]\nvalue = 3", "'source'"),
         ("[kernel]\nvalue = 3\nsource = 'y'", "'title'"),
         ("title = ", "expected a title"),
+        ("title = 'x'\n[leak]\nvalue = 3\nsource = 'y'", "leak=3: expected "),
+        ("title = 'x'\n[operator]\nvalue = ['sinapse']\nsource = 'y'", "synapse"),
+        ("title = 'x'\n[cores]\nvalue = 'nine'\nsource = 'y'", "cores='nine': expected a number"),
+        ("title = 'x'\n[weight_bits]\nvalue = [8]\nsource = 'y'", "expected a number"),
         ("title = 'x'\nkernel = 3", "expected a title"),
     ],
 )

@@ -1,6 +1,8 @@
 """A machine that is too small says what to lower."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -49,3 +51,26 @@ def test_a_full_memory_says_what_needs_less(
 def test_other_errors_stay_as_they_are(small: Small) -> None:
     with pytest.raises(RuntimeError, match="shapes"), within_memory(small().train):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="counts page faults as Linux does")
+def test_freed_memory_is_kept() -> None:
+    """In a process of its own: large tensors fault their pages in once, not at every use."""
+    program = """
+import resource, torch
+from spikeformers.train.limits import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+handed_back = faults()
+keep_freed_memory()
+faults()
+print(handed_back, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    handed_back, kept = map(int, done.stdout.split())
+    assert kept < 100 < handed_back

@@ -37,6 +37,32 @@ def test_recomputation_changes_no_number(small: Small, tmp_path: Path) -> None:
         torch.testing.assert_close(one[key], two[key], rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("memory", ["fast", "low"])
+def test_acceleration_changes_no_number(small: Small, tmp_path: Path, memory: str) -> None:
+    """Losses and weights of a run lie on those of the readable model."""
+    runs = {
+        kind: small("train.precision=float64", f"train.accelerate={kind}", f"out={tmp_path / kind}")
+        for kind in ("null", memory)
+    }
+    weights = {kind: weights_of(recipe) for kind, recipe in runs.items()}
+    for key, tensor in weights["null"].items():
+        torch.testing.assert_close(weights[memory][key], tensor, rtol=0, atol=1e-9, msg=key)
+    losses = {}
+    for kind, recipe in runs.items():
+        lines = (Path(recipe.out) / "log.jsonl").read_text().splitlines()
+        losses[kind] = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert len(losses["null"]) == 2
+    assert losses[memory] == pytest.approx(losses["null"], abs=1e-9)
+
+
+def test_acceleration_and_compilation_exclude_each_other(small: Small) -> None:
+    recipe = small("train.compile=true")
+    with pytest.raises(ConfigError, match=r"train\.compile=true with train\.accelerate=fast: .* one"):
+        prepare(recipe, _model(recipe), ("a",), ALONE)
+    with pytest.raises(ConfigError, match="train.accelerate='quick': expected 'fast' or 'low'"):
+        small("train.accelerate=quick")
+
+
 def test_recomputation_reaches_the_trunks(small: Small) -> None:
     recipe = small("train.recompute=true")
     training = prepare(recipe, _model(recipe), ("a",), ALONE)

@@ -239,10 +239,12 @@ def test_bad_arguments_are_named() -> None:
         quantize(model, x)(torch.zeros(1, 1, 1, 5, 5))
 
 
-def test_what_might_overflow_is_refused_and_what_does_is_caught() -> None:
-    wide = Chain(in_front_of(LIF()), Conv.of(torch.full((1, 1, 1, 1), 4e4), torch.zeros(1))).eval()
-    with pytest.raises(InputError, match=r"1 \(aten::conv2d\) can reach .* does not fit into 32"):
-        quantize(wide, torch.zeros(1, 1, 1, 2, 2))
+def test_an_overflow_is_an_error_that_names_the_layer() -> None:
+    heavy = Chain(in_front_of(LIF()), Conv.of(torch.full((1, 1, 1, 1), 40960.0), torch.zeros(1)))
+    network = quantize(heavy.double().eval(), torch.zeros(1, 1, 1, 1, 1))
+    assert network.operations[-1].high == 40960 * 2**FRACTION_BITS, "no spike came, but one might"
+    with pytest.raises(InputError, match=r"1 \(conv2d_1\) reaches 2684354560: int32 overflows"):
+        network(torch.full((1, 1, 1, 1, 1), 2.0))
     patient = quantize(in_front_of(IF(v_threshold=3e4)), torch.zeros(1, 1, 1, 1, 1))
     with pytest.raises(InputError, match=r"neuron \(lif\) reaches 2\d{9}: int32 overflows"):
         patient(torch.full((3, 1, 1, 1, 1), -2e4))

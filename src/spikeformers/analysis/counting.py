@@ -118,7 +118,7 @@ class Counter:
             is_known = node not in self.facts.unknown and not self._is_factor(node)
             if verdict in JUDGED_PRODUCTS and is_known:
                 tensors = (node, *node.all_input_nodes)
-                dense = self._dense(node, {n: torch.ones(n.meta["val"].shape) for n in tensors})
+                dense = self._dense(node, {n: torch.ones(_shape(n)) for n in tensors})
                 total += self._by_step_and_sample(node, dense)[0].mean().item()
         return total
 
@@ -205,6 +205,11 @@ class Counter:
             )
         n_TB[: leading[0]] = amounts.reshape(*leading, -1).sum(2, dtype=torch.float64)
         return n_TB
+
+
+def _shape(node: Node) -> torch.Size:
+    value = node.meta["val"]
+    return value[0].shape if isinstance(value, tuple | list) else value.shape
 
 
 def _number(n: int, like: Tensor) -> Tensor:

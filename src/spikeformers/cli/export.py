@@ -11,6 +11,7 @@ from spikeformers import data, models
 from spikeformers.cli.verbs import Result, open_model
 from spikeformers.errors import ConfigError
 from spikeformers.train.recipe import recipe_from_dict
+from spikeformers.transform import IntegerNetwork
 
 
 def export(args: argparse.Namespace) -> Result:
@@ -44,7 +45,23 @@ def _nir(args: argparse.Namespace) -> Result:
     return result.as_dict(), str(result)
 
 
-FORMATS: dict[str, Callable[[argparse.Namespace], Result]] = {"nir": _nir, "onnx": _onnx}
+def _vectors(args: argparse.Namespace) -> Result:
+    from spikeformers.deploy.vectors import export_vectors
+
+    network = IntegerNetwork.load(args.model)
+    steps = 4 if args.timesteps is None else args.timesteps
+    if args.image_size is not None or steps < 1:
+        raise ConfigError("--format vectors takes --timesteps of at least 1, and no --image-size")
+    image = torch.randn(1, *network.image, generator=torch.Generator().manual_seed(0))
+    facts = export_vectors(network, data.direct(image, steps), args.output).as_dict()
+    return facts, f"{args.output}: {facts['numbers']:,} numbers, read back and computed again"
+
+
+FORMATS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "nir": _nir,
+    "onnx": _onnx,
+    "vectors": _vectors,
+}
 """Format -> what writes it."""
 
 OPTIONS = {"check": "onnx", "dt": "nir", "partial": "nir", "stream": "onnx"}

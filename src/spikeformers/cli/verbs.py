@@ -13,7 +13,7 @@ import yaml
 import spikeformers as sf
 from spikeformers import data, inspect, models, report, train
 from spikeformers.errors import ConfigError, DataError
-from spikeformers.ops import native
+from spikeformers.ops import gpu, native
 from spikeformers.tasks import Classification
 from spikeformers.train.log import write_json
 from spikeformers.types import ANALOG, BINARY, Alphabet
@@ -291,6 +291,7 @@ def doctor(args: argparse.Namespace) -> Result:
         "hub": ["huggingface_hub"],
         "tensorboard": ["tensorboard"],
         "export": ["onnx", "onnxruntime", "nir"],
+        "gpu": ["triton"],
         "spikingjelly": ["spikingjelly"],
     }
     missing = {
@@ -299,12 +300,16 @@ def doctor(args: argparse.Namespace) -> Result:
     }
     facts = {
         "environment": train.environment(device),
-        "kernels": {"level": native.level(), "why": native.WHY, "each": native.kernels()},
+        "kernels": {
+            **{"level": native.level(), "why": native.WHY, "each": native.kernels()},
+            "gpu": gpu.state(),
+        },
         "missing": missing,
     }
     lines = [f"{key:14} {value}" for key, value in facts["environment"].items()]
     lines.append(f"{'kernels':14} {native.level() or 'PyTorch'}: {native.WHY}")
     lines += [f"  {kernel:24} {level}" for kernel, level in native.kernels().items()]
+    lines.append(f"{'GPU kernels':14} {gpu.state()}")
     for extra, names in missing.items():
         fix = f"missing {', '.join(names)}: pip install 'spikeformers[{extra}]'"
         lines.append(f"extra {extra:8} {fix if names else 'complete'}")

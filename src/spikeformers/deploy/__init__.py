@@ -6,6 +6,7 @@ from spikeformers.deploy.async_sim import AsyncRun, run_async, run_waiting
 from spikeformers.deploy.chip import ChipReport, Profile, Violation, check, list_chips, load_chip
 from spikeformers.deploy.inventory import Operation, inventory
 from spikeformers.deploy.jitter import JitterReport, JitterRow, jitter_study
+from spikeformers.deploy.vectors import Vectors, check_vectors, export_vectors, read_vectors
 
 __all__ = [
     "AsyncNetwork",
@@ -16,13 +17,17 @@ __all__ = [
     "Operation",
     "OrderRow",
     "Profile",
+    "Vectors",
     "Violation",
     "arrival_order",
     "check",
+    "check_vectors",
+    "export_vectors",
     "inventory",
     "jitter_study",
     "list_chips",
     "load_chip",
+    "read_vectors",
     "run_async",
     "run_waiting",
 ]

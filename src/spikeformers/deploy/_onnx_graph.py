@@ -33,6 +33,9 @@ except ImportError as error:
 
 OPSET, IR_VERSION = 18, 8
 
+PREFIX = "model."
+"""What stands before our paths where the model is wrapped to stream."""
+
 REFERENCES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     # Its last argument is of the backward pass.
     "spikeformers::dsr": lambda *arguments: dsr_forward(*arguments[:-1]),
@@ -80,6 +83,12 @@ class Writer:
         self.neurons: dict[str, tuple[str, str]] = {}
         self._bodies: dict[str, GraphModule] = {}
         self._batch: tuple[Any, str, int] | None = None
+        specs = graph.program.graph_signature.input_specs
+        self._labels = {
+            node: spec.target.removeprefix(PREFIX)
+            for node, spec in zip(graph.nodes, specs, strict=False)
+            if spec.target is not None
+        }
 
     def write(self, inputs: Sequence[str]) -> list[str]:
         """Write the whole graph and return the ONNX tensors of its outputs.
@@ -110,12 +119,12 @@ class Writer:
             kind = TYPES[dtype]
             return self.emit("Cast", name, name=f"{value.name}/{_word(dtype)}", to=kind)
         tensor = self.scope.constants[value] if isinstance(value, Node) else torch.tensor(value)
+        tensor = tensor.to(dtype or tensor.dtype)
         name = str(tensor.tolist())
         if tensor.ndim and isinstance(value, Node):
-            name = f"{self.scope.prefix}{value.name}"
-        tensor = tensor.to(dtype or tensor.dtype)
-        self.initializers[f"{name}:{_word(tensor.dtype)}"] = tensor
-        return f"{name}:{_word(tensor.dtype)}"
+            name = self._labels.get(value, f"{self.scope.prefix}{value.name}")
+        self.initializers[name] = tensor
+        return name
 
     def sizes(self, node: Node) -> list[int]:
         """Return the shape of a node's value, -1 for the batch."""
@@ -144,8 +153,8 @@ class Writer:
                 self._batch = (size, self.scope.names[node], axis)
 
     def _path(self, node: Node) -> str:
-        path = self.graph.path(node).removeprefix("model").removeprefix(".")
-        return f"{path}/" if path else ""
+        path = f"{self.graph.path(node)}.".removeprefix(PREFIX)
+        return f"{path[:-1]}/" if path.strip(".") else ""
 
     def _walk(self, nodes: Iterable[Node], prefix: Callable[[Node], str]) -> None:
         for node in nodes:

@@ -49,6 +49,7 @@ def same_in_onnx(op: str) -> Translation:
 OPERATORS |= {
     f"aten::{name}": same_in_onnx(op)
     for name, op in {
+        "__and__": "And",
         "add": "Add",
         "bitwise_and": "And",
         "div": "Div",

@@ -60,6 +60,13 @@ BEYOND_LIMIT = {
 """Limit -> what to change where a model exceeds it."""
 
 LIMITS = {"operator", "weight_bits", *BEYOND_LIMIT}
+WORDS: dict[str, set[Any]] = {
+    "operator": set(WITHOUT_OPERATOR),
+    "leak": {"none", "constant", "proportional"},
+    "reset": {"zero", "subtract", "value"},
+    "bias": {False, True},
+}
+"""Limit that is a list of words -> the words there are; all others are numbers."""
 
 
 @dataclass(frozen=True)
@@ -221,10 +228,20 @@ def load_chip(name: str | Path) -> Profile:
         raise ConfigError(
             f"{name} is no chip ({error}): expected a title, and limits with value and source"
         ) from error
-    for key in limits:
+    for key, limit in limits.items():
         if key not in LIMITS:
             raise ConfigError(f"{name} has the limit {key!r}{_nearest(key, LIMITS)}")
+        if not _is_sound(key, limit.value):
+            expected = ", ".join(sorted(map(str, WORDS.get(key, {"a number of at least 1"}))))
+            raise ConfigError(f"{name} has {key}={limit.value!r}: expected {expected}")
     return Profile(Path(name).stem, title, limits)
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    if key in WORDS:
+        return isinstance(value, list) and all(word in WORDS[key] for word in value)
+    numbers = value if isinstance(value, list) and key != "weight_bits" else [value]
+    return all(type(number) is int and number >= 1 for number in numbers)
 
 
 def _folder() -> Any:

@@ -104,7 +104,7 @@ def export_onnx(
     """
     from spikeformers.deploy._onnx_graph import to_onnx
 
-    folded = _folded(model, example)
+    folded, example = _folded(model, example), example.contiguous()
     with new_path(path) as partial:
         with torch.no_grad():
             state = advance(folded, example)[1] if stream else {}

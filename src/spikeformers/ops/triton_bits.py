@@ -1,5 +1,5 @@
 # Kernels are written in Triton's language, which knows no type annotations.
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """Packing and unpacking spikes on a GPU, in Triton."""
 
 import torch
@@ -25,7 +25,7 @@ def _unpack(bits, spikes, rows, channels, words, ROWS: tl.constexpr):
     row, channel = rows_of(tl.program_id(0), ROWS), channels_of(tl.program_id(1))
     word = tl.load(bits + row * words + tl.program_id(1), row < rows, 0)
     mine = (row < rows) & (channel < channels)
-    tl.store(spikes + row * channels + channel, spikes_of(word, spikes.dtype.element_ty), mine)
+    tl.store(spikes + row * channels + channel, spikes_of(word, tl.float32), mine)
 
 
 def pack(spikes: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # Kernels are written in Triton's language, which knows no type annotations.
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """Matrices on a GPU, channels last, cut into tiles of some rows by 64 channels.
 
 A row of a tile is one word of spikes. Sums over rows are made by a fixed number of programs, whose

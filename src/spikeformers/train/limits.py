@@ -1,5 +1,6 @@
 """What a machine can hold: errors that say what to lower, instead of a crash or a crawl."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,23 @@ def check_threads(device: torch.device) -> None:
             f"OMP_NUM_THREADS: {processes} processes of {threads} threads each want more than the "
             f"{cores} cores here: expected {max(1, cores // processes)} threads or fewer"
         )
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors free, for the next ones, until the process ends.
+
+    GNU's hands large blocks back at once, and filling fresh pages takes longer than many kernels.
+    Other C libraries have no such function, and nothing happens.
+    """
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if not hasattr(library, "mallopt"):
+        return
+    for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)):
+        library.mallopt(parameter, value)
+
+
+# Of mallopt(3).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 @contextmanager

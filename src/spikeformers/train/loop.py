@@ -35,7 +35,7 @@ from spikeformers.train.evaluate import (
     preprocessing,
     recalibrate,
 )
-from spikeformers.train.limits import check_threads, within_memory
+from spikeformers.train.limits import check_threads, keep_freed_memory, within_memory
 from spikeformers.train.log import Log, environment, peak_memory, write_json
 from spikeformers.train.objective import make_task
 from spikeformers.train.optim import learning_rate_at, set_learning_rate
@@ -159,6 +159,7 @@ class _Run:
 def _open(recipe: Recipe, ranks: Ranks, stop: Stop) -> _Run:
     """Open the data and build the model; whatever does not fit fails here."""
     check_threads(ranks.device)
+    keep_freed_memory()
     train_set, test_set = (
         load_dataset(recipe.data.name, recipe.data.root, split, recipe.train.timesteps)
         for split in ("train", "test")

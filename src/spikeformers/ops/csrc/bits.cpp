@@ -58,3 +58,13 @@ EXPORT int unpack_bits(int32_t dtype, int64_t rows, int64_t channels, const int6
     });
   });
 }
+
+// How many bits are set in every `stride`-th row.
+EXPORT int count_bits(int64_t rows, int64_t stride, int64_t words, const uint64_t* bits,
+                      int64_t* count) {
+  int64_t ones = 0;
+  for (int64_t row = 0; row < rows; row += stride)
+    for (int64_t i = 0; i < words; ++i) ones += __builtin_popcountll(bits[row * words + i]);
+  *count = ones;
+  return 0;
+}

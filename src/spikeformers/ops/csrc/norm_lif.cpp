@@ -7,6 +7,7 @@
 // Sums over rows are formed in chunks of tiles, whose number depends on the shape alone, and the
 // chunks' sums are added up in order: results are the same for any number of threads.
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "bits.h"
@@ -19,7 +20,7 @@
 
 namespace {
 
-constexpr int64_t TILE = 1024;               // numbers in a tile, about
+constexpr int64_t TILE = 128;                // numbers in a tile, about: short runs are fetched best
 constexpr int64_t CHUNK = 1 << 16;           // numbers in a chunk, about: they fit into a core's cache
 constexpr int64_t WORTH_A_THREAD = 1 << 15;  // numbers
 
@@ -35,6 +36,13 @@ struct Tiles {
   int64_t at(int64_t t, int64_t tile) const { return (t * R + tile * rows) * C; }
   int64_t grain() const { return std::max<int64_t>(1, WORTH_A_THREAD / (T * size())); }
 };
+
+// Asks for memory that the next tile will read, while this one is computed.
+template <class Stored>
+void ask_for(const Stored* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(Stored)))
+    __builtin_prefetch(from + i, 0, 2);
+}
 
 // A vector [C] once per row of a tile.
 template <class Real>
@@ -73,9 +81,15 @@ void add_scaled(const Stored* __restrict from, const Real* __restrict factor, Re
   for (int64_t i = 0; i < count; ++i) x[i] += factor[i] * widen(from[i]);
 }
 
-template <class Real>
-void add_squares(const Real* __restrict x, Real* __restrict sum, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sum[i] += x[i] * x[i];
+// Sums of x - origin and of its squares.
+template <class Real, class Stored>
+void add_powers(const Stored* __restrict x, const Real* __restrict origin, Real* __restrict sum,
+                Real* __restrict square, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Real d = widen(x[i]) - origin[i];
+    sum[i] += d;
+    square[i] += d * d;
+  }
 }
 
 template <class Neuron, class Real>
@@ -99,13 +113,37 @@ void step_again(const Neuron neuron, const Real* __restrict x, const uint8_t* __
   }
 }
 
-template <class Neuron, class Slope, class Real, class Stored>
-void step_back(const Neuron neuron, const Slope slope, const Stored* __restrict grad_spikes,
-               const Real* __restrict h, const uint8_t* __restrict fired, Real* __restrict grad_v,
-               Real* __restrict grad_x, int64_t count) {
+template <class Slope, class Real>
+void slopes_at(const Slope slope, const Real* __restrict h, Real threshold, Real* __restrict slopes,
+               int64_t count) {
+  for (int64_t i = 0; i < count; ++i) slopes[i] = slope(h[i] - threshold);
+}
+
+// Surrogate derivatives at membranes h: apart from the neuron, so that each is compiled once.
+template <class Real>
+using Slopes = std::function<void(const Real* h, Real* slopes, int64_t count)>;
+
+template <class Real>
+Slopes<Real> slopes_of(const NeuronOptions& options) {
+  Slopes<Real> slopes;
+  const Real threshold = static_cast<Real>(options.v_threshold);
+  with_surrogate<Real>(options.surrogate, options.alpha, [&](const auto& slope) {
+    slopes = [slope, threshold](const Real* h, Real* out, int64_t count) {
+      slopes_at(slope, h, threshold, out, count);
+    };
+    return 0;
+  });
+  return slopes;
+}
+
+template <class Neuron, class Real, class Stored>
+void step_back(const Neuron neuron, const Stored* __restrict grad_spikes,
+               const Real* __restrict slopes, const Real* __restrict h,
+               const uint8_t* __restrict fired, Real* __restrict grad_v, Real* __restrict grad_x,
+               int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    const Real grad_h = neuron.grad_h(h[i], fired[i] != 0, slope(h[i] - neuron.threshold),
-                                      widen(grad_spikes[i]), grad_v[i]);
+    const Real grad_h =
+        neuron.grad_h(h[i], fired[i] != 0, slopes[i], widen(grad_spikes[i]), grad_v[i]);
     grad_v[i] = grad_h * neuron.decay;
     grad_x[i] = neuron.grad_x(grad_h);
   }
@@ -151,33 +189,36 @@ template <class Stored>
 int moments(int64_t rows, int64_t C, const Stored* y, Wide<Stored>* mean, Wide<Stored>* var) {
   using Real = Wide<Stored>;
   const Tiles tiles(1, rows, C);
-  const int64_t per_chunk = std::max<int64_t>(1, CHUNK / tiles.size());
+  const int64_t per_chunk = std::max<int64_t>(1, CHUNK / tiles.size()), size = tiles.size();
   const int64_t chunks = (tiles.count + per_chunk - 1) / per_chunk;
   const auto rows_of = [=](int64_t chunk) {
     return std::min(per_chunk * tiles.rows, rows - chunk * per_chunk * tiles.rows);
   };
-  // Of each chunk the mean, and the squares around it: no digits are lost to a large mean.
+  // Values are counted from the first row of their chunk, so that no digits are lost to a large
+  // mean; then each chunk has a mean of its own, and squares around it.
   std::vector<double> means(chunks * C), squares(chunks * C);
   double *const mean_of = means.data(), *const squares_of = squares.data();
   const int failed = parallel_for(chunks, 1, [=](int64_t begin, int64_t end) {
-    std::vector<Real> sum(tiles.size()), centre(tiles.size()), x(tiles.size());
+    std::vector<Real> sum(size), square(size), first_row(C);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * per_chunk, last = std::min(tiles.count, first + per_chunk);
-      double *const m = mean_of + chunk * C, *const s = squares_of + chunk * C;
+      widen_all(y + tiles.at(0, first), first_row.data(), C);
+      const std::vector<Real> origin = along_tile<Real>(tiles, first_row.data(), 0);
       std::fill(sum.begin(), sum.end(), Real{0});
+      std::fill(square.begin(), square.end(), Real{0});
       for (int64_t tile = first; tile < last; ++tile)
-        add(y + tiles.at(0, tile), sum.data(), tiles.rows_of(tile) * C);
-      for (int64_t i = 0; i < tiles.size(); ++i) m[i % C] += sum[i];
-      for (int64_t c = 0; c < C; ++c) m[c] = static_cast<Real>(m[c] / rows_of(chunk));
-      for (int64_t i = 0; i < tiles.size(); ++i) centre[i] = -static_cast<Real>(m[i % C]);
-      std::fill(sum.begin(), sum.end(), Real{0});
-      for (int64_t tile = first; tile < last; ++tile) {
-        const int64_t count = tiles.rows_of(tile) * C;
-        std::copy_n(centre.data(), count, x.data());
-        add(y + tiles.at(0, tile), x.data(), count);
-        add_squares(x.data(), sum.data(), count);
+        add_powers(y + tiles.at(0, tile), origin.data(), sum.data(), square.data(),
+                   tiles.rows_of(tile) * C);
+      double *const m = mean_of + chunk * C, *const s = squares_of + chunk * C;
+      for (int64_t i = 0; i < size; ++i) {
+        m[i % C] += sum[i];
+        s[i % C] += square[i];
       }
-      for (int64_t i = 0; i < tiles.size(); ++i) s[i % C] += sum[i];
+      for (int64_t c = 0; c < C; ++c) {
+        m[c] /= rows_of(chunk);
+        s[c] -= m[c] * m[c] * rows_of(chunk);
+        m[c] += first_row[c];
+      }
     }
   });
   for (int64_t c = 0; c < C; ++c) {
@@ -189,7 +230,7 @@ int moments(int64_t rows, int64_t C, const Stored* y, Wide<Stored>* mean, Wide<S
       around += squares_of[chunk * C + c] + apart * apart * rows_of(chunk);
     }
     mean[c] = static_cast<Real>(common);
-    var[c] = static_cast<Real>(around / rows);
+    var[c] = static_cast<Real>(std::max(around / rows, 0.0));
   }
   return failed;
 }
@@ -199,7 +240,7 @@ int forward(const Neuron& neuron, const Tiles& tiles, const Stored* y, const Sto
             const Wide<Stored>* gain, const Wide<Stored>* offset, int64_t* bits, Stored* stream) {
   using Real = Wide<Stored>;
   const bool large = is_large<Stored>(tiles.T * tiles.R * tiles.C);
-  const int64_t words = words_of(tiles.C);
+  const int64_t words = words_of(tiles.C), size = tiles.size();
   return parallel_for(tiles.count, tiles.grain(), [=](int64_t begin, int64_t end) {
     const auto gains = along_tile<Real>(tiles, gain, 1), offsets = along_tile<Real>(tiles, offset, 0);
     std::vector<Real> x(tiles.size()), v(tiles.size());
@@ -210,6 +251,10 @@ int forward(const Neuron& neuron, const Tiles& tiles, const Stored* y, const Sto
       start<Real>(v.data(), nullptr, neuron.rest, count);
       for (int64_t t = 0; t < tiles.T; ++t) {
         const int64_t at = tiles.at(t, tile);
+        if (tile + 1 < end) {
+          ask_for(y + at + size, count);
+          if (residual) ask_for(residual + at + size, count);
+        }
         affine(y + at, gains.data(), offsets.data(), x.data(), count);
         if (residual) add(residual + at, x.data(), count);
         if (stream) {
@@ -226,8 +271,8 @@ int forward(const Neuron& neuron, const Tiles& tiles, const Stored* y, const Sto
   });
 }
 
-template <class Stored, class Neuron, class Slope>
-int backward(const Neuron& neuron, const Slope& slope, const Tiles& tiles,
+template <class Stored, class Neuron>
+int backward(const Neuron& neuron, const Slopes<Wide<Stored>>& slopes_of, const Tiles& tiles,
              const Stored* grad_spikes, const Stored* grad_stream, const int64_t* bits,
              const Stored* y, const Stored* stream, const Wide<Stored>* gain,
              const Wide<Stored>* offset, Stored* grad_x, Wide<Stored>* grad_gain,
@@ -235,9 +280,9 @@ int backward(const Neuron& neuron, const Slope& slope, const Tiles& tiles,
   using Real = Wide<Stored>;
   const bool large = is_large<Stored>(tiles.T * tiles.R * tiles.C);
   const int64_t words = words_of(tiles.C), T = tiles.T, size = tiles.size();
-  const auto walk = [=](int64_t begin, int64_t end, Real* sums) {
+  const auto walk = [=, &slopes_of](int64_t begin, int64_t end, Real* sums) {
     const auto gains = along_tile<Real>(tiles, gain, 1), offsets = along_tile<Real>(tiles, offset, 0);
-    std::vector<Real> x(size), v(size), h(T * size);
+    std::vector<Real> x(size), v(size), slopes(size), h(T * size);
     std::vector<uint8_t> fired(T * size + BIT_SLACK);
     std::vector<Stored> grads(size);
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -248,6 +293,12 @@ int backward(const Neuron& neuron, const Slope& slope, const Tiles& tiles,
         const int64_t* const in = bits + (t * tiles.R + tile * tiles.rows) * words;
         for (int64_t row = 0; row < rows; ++row)
           unpack_row(in + row * words, tiles.C, &fired[t * size + row * tiles.C]);
+        if (tile + 1 < end) {
+          ask_for(y + at + size, count);
+          ask_for(grad_spikes + at + size, count);
+          if (stream) ask_for(stream + at + size, count);
+          if (grad_stream) ask_for(grad_stream + at + size, count);
+        }
         if (stream) {
           widen_all(stream + at, x.data(), count);
         } else {
@@ -258,7 +309,8 @@ int backward(const Neuron& neuron, const Slope& slope, const Tiles& tiles,
       std::fill_n(v.data(), count, Real{0});
       for (int64_t t = T - 1; t >= 0; --t) {
         const int64_t at = tiles.at(t, tile);
-        step_back(neuron, slope, grad_spikes + at, &h[t * size], &fired[t * size], v.data(),
+        slopes_of(&h[t * size], slopes.data(), count);
+        step_back(neuron, grad_spikes + at, slopes.data(), &h[t * size], &fired[t * size], v.data(),
                   x.data(), count);
         if (grad_stream) add(grad_stream + at, x.data(), count);
         if (sums) add_products(x.data(), y + at, sums, sums + size, count);
@@ -269,7 +321,7 @@ int backward(const Neuron& neuron, const Slope& slope, const Tiles& tiles,
   };
   if (grad_gain) return sum_over_rows<2, Real>(tiles, {grad_gain, grad_offset}, walk);
   return parallel_for(tiles.count, tiles.grain(),
-                      [=](int64_t begin, int64_t end) { walk(begin, end, nullptr); });
+                      [&](int64_t begin, int64_t end) { walk(begin, end, nullptr); });
 }
 
 }  // namespace
@@ -376,14 +428,12 @@ EXPORT int norm_lif_backward(int32_t dtype, const NeuronOptions* options, int64_
     using Stored = decltype(number);
     using Real = Wide<Stored>;
     return with_neuron<Real>(*options, [&](const auto& neuron) {
-      return with_surrogate<Real>(options->surrogate, options->alpha, [&](const auto& slope) {
-        return backward(neuron, slope, Tiles(T, R, C), static_cast<const Stored*>(grad_spikes),
-                        static_cast<const Stored*>(grad_stream), bits,
-                        static_cast<const Stored*>(y), static_cast<const Stored*>(stream),
-                        static_cast<const Real*>(gain), static_cast<const Real*>(offset),
-                        static_cast<Stored*>(grad_x), static_cast<Real*>(grad_gain),
-                        static_cast<Real*>(grad_offset));
-      });
+      return backward(neuron, slopes_of<Real>(*options), Tiles(T, R, C),
+                      static_cast<const Stored*>(grad_spikes),
+                      static_cast<const Stored*>(grad_stream), bits, static_cast<const Stored*>(y),
+                      static_cast<const Stored*>(stream), static_cast<const Real*>(gain),
+                      static_cast<const Real*>(offset), static_cast<Stored*>(grad_x),
+                      static_cast<Real*>(grad_gain), static_cast<Real*>(grad_offset));
     });
   });
 }

@@ -12,7 +12,8 @@ from torch import Tensor
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.checks import check_currents, in_steps, membrane_dtype
-from spikeformers.ops.lif import native
+from spikeformers.ops.gpu import on_gpu
+from spikeformers.ops.lif import eager, native
 from spikeformers.ops.surrogate import SURROGATES
 from spikeformers.types import ANALOG, BINARY, Current, Membrane, Spikes
 
@@ -152,6 +153,23 @@ def lif_backward_op(
         strict,
         learns_parameters,
     )
+
+
+_forward_on_gpu = on_gpu("spikeformers.ops.lif.triton.lif_forward", eager.lif_forward)
+_backward_on_gpu = on_gpu("spikeformers.ops.lif.triton.lif_backward", eager.lif_backward)
+
+
+@lif_op.register_kernel("cuda")
+def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    *args_of_both, _detach_reset, _surrogate, _alpha, strict = args
+    return _forward_on_gpu(in_steps(x), *args_of_both, strict)
+
+
+@lif_backward_op.register_kernel("cuda")
+def _(
+    grad_spikes: Tensor, grad_v: Tensor, x: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _backward_on_gpu(grad_spikes, grad_v, in_steps(x), *args)
 
 
 @lif_op.register_fake

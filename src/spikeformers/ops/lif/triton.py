@@ -1,5 +1,5 @@
 # Kernels are written in Triton's language, which knows no type annotations.
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """What is fast on a GPU: the LIF neuron in Triton, its membrane in registers for all of `T`.
 
 Every program owns a block of neurons and walks through time. The backward pass walks forth, to
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spikeformers.ops.checks import in_steps, laid_out_like
+from spikeformers.ops.checks import laid_out_like
 from spikeformers.ops.gpu import launch
 from spikeformers.ops.lif.eager import _sum_like as sum_like
 from spikeformers.ops.lif.triton_step import (
@@ -103,7 +103,7 @@ def _backward(
     for _ in tl.static_range(T):
         current = tl.load(x + at, mine, 0.0).to(d.dtype)
         h = charge(v, current, d, neuron)
-        steps += ((current, v, h),)
+        steps += ((current, v, h),)  # type: ignore[assignment]
         v = reset(h, fires(h, threshold, neuron), threshold, neuron)
         at += size
 
@@ -136,7 +136,6 @@ def lif_forward(
     strict: bool,
 ) -> tuple[Tensor, Tensor]:
     """Spikes `[T, ...]` and final membrane `[...]`."""
-    x = in_steps(x)
     spikes, v = torch.empty_like(x), torch.empty_like(x[0], dtype=decay.dtype)
     launch(
         _forward,
@@ -171,7 +170,6 @@ def lif_backward(
     learns_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `x`, `v0`, and of `decay` and `v_threshold`, zeros where they are fixed."""
-    x = in_steps(x)
     grad_x, grad_spikes = torch.empty_like(x), laid_out_like(grad_spikes, x)
     grad_v = laid_out_like(grad_v, x[0]).clone()
     of_neurons = [torch.zeros_like(grad_v) if learns_parameters else None for _ in range(2)]

@@ -1,5 +1,5 @@
 # Kernels are written in Triton's language, which knows no type annotations.
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """One step of the LIF neuron in Triton: what every kernel with a neuron in it is made of.
 
 Formulas and order of additions are those of `reference.py`.

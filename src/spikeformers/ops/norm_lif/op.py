@@ -11,7 +11,8 @@ from torch import Tensor
 
 from spikeformers.ops.bits import words
 from spikeformers.ops.checks import membrane_dtype
-from spikeformers.ops.norm_lif import native
+from spikeformers.ops.gpu import on_gpu
+from spikeformers.ops.norm_lif import native, reference
 
 
 @torch.library.custom_op("spikeformers::channel_moments", mutates_args=())
@@ -102,6 +103,18 @@ def norm_backward(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
 def norm_products(grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients `[C]` of gain and offset where no neuron follows: sums of `grad_x y`, `grad_x`."""
     return native.norm_products(grad_x, y)
+
+
+for _op, _function in (
+    (channel_moments, reference.channel_moments),
+    (norm_add, reference.norm_add),
+    (norm_lif, reference.norm_lif),
+    (norm_lif_backward, reference.norm_lif_backward),
+    (norm_backward, reference.norm_backward),
+    (norm_products, reference.norm_products),
+):
+    _kernel = f"spikeformers.ops.norm_lif.triton.{_function.__name__}"
+    _op.register_kernel("cuda")(on_gpu(_kernel, _function))
 
 
 @channel_moments.register_fake

@@ -1,5 +1,5 @@
 # Kernels are written in Triton's language, which knows no type annotations.
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """What is fast on a GPU: norm, residual sum and LIF neuron in one pass, spikes as bits, in Triton.
 
 The norm alone stands in `triton_norm.py`. The backward pass computes the membranes again: it walks
@@ -137,7 +137,7 @@ def _norm_lif_backward(
         for _ in tl.static_range(T):
             h = charge(v, norm(x, gain, offset, None, at, mine), d, neuron)
             s = spikes_of(tl.load(bits + word_at, in_rows, 0), d.dtype)
-            steps += ((h, s),)
+            steps += ((h, s),)  # type: ignore[assignment]
             v = reset(h, s, threshold, neuron)
             at, word_at = at + step, word_at + word_step
 

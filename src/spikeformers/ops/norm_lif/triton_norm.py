@@ -1,5 +1,5 @@
 # Kernels are written in Triton's language, which knows no type annotations.
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """The norm alone on a GPU: moments, affine maps and their gradients, in Triton."""
 
 from typing import Any

@@ -44,7 +44,7 @@ def lower(graph: Graph, example: Tensor) -> tuple[Operation, ...]:
             if rule is None:
                 raise program.refusal(node, "has no integer form")
             program.of[node] = rule(program, node, *node.args, **node.kwargs)
-    return tuple(program.operations)
+    return program.ending_with(graph.nodes[-1])
 
 
 # Synapses.
@@ -109,11 +109,14 @@ def _synapse(
     real = program.constant(weight).double() * float(held.unit)
     steps, exponent = round_weight(real)
     offsets = torch.zeros(len(real)) if bias is None else program.constant(bias)
+    offsets = torch.ldexp(offsets.double(), torch.tensor(FRACTION_BITS)).round()
+    if offsets.abs().max() > torch.iinfo(torch.int32).max:
+        raise program.refusal(node, f"has an offset beyond {2 ** (31 - FRACTION_BITS)}")
     kernel = [1] * (len(settings["stride"]) - (real.ndim - 2))
     tensors = {
         "weight": steps.to(torch.int8).reshape(*steps.shape, *kernel),
         "shift": FRACTION_BITS - exponent,
-        "bias": torch.ldexp(offsets.double(), torch.tensor(FRACTION_BITS)).round().int(),
+        "bias": offsets.int(),
     }
     low, high = _reach(tensors, held.high)
     unit = Fraction(1, 2**FRACTION_BITS)
@@ -129,10 +132,15 @@ def _reach(tensors: dict[str, Tensor], most: int | None) -> tuple[int | None, in
     """Return the currents that no spikes can go beyond."""
     if most is None:
         return None, None
-    weight, shift = tensors["weight"].long().flatten(1) * most, tensors["shift"].long()
-    low, high = weight.clamp(max=0).sum(1) << shift, weight.clamp(min=0).sum(1) << shift
-    bias = tensors["bias"].long()
-    return int((low + bias).min()), int((high + bias).max())
+    weight = tensors["weight"].long().flatten(1)
+    sums = (weight.clamp(max=0).sum(1).tolist(), weight.clamp(min=0).sum(1).tolist())
+    # Python's integers: a channel that is always silent may have a norm of enormous gain.
+    per_channel = list(zip(tensors["shift"].tolist(), tensors["bias"].tolist(), strict=True))
+    low, high = (
+        [(most * n << shift) + bias for n, (shift, bias) in zip(side, per_channel, strict=True)]
+        for side in sums
+    )
+    return min(low), max(high)
 
 
 # Neurons.

@@ -174,7 +174,7 @@ class IntegerNetwork:
             "operations": [_without_tensors(operation) for operation in self.operations],
         }
         tensors = {
-            f"{op.name}.{key}": tensor
+            f"{op.name}.{key}": tensor.contiguous()
             for op in self.operations
             for key, tensor in op.tensors.items()
         }

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -26,8 +25,6 @@ __all__ = ["SAMPLES", "TIMESTEPS", "Held", "Program", "Rule", "table"]
 
 TIMESTEPS, SAMPLES = 2, 3
 """Lengths of the leading axes in the captured graph, by which they are recognised."""
-
-_INT32 = torch.iinfo(torch.int32)
 
 
 @dataclass(frozen=True)
@@ -91,16 +88,9 @@ class Program:
         return held
 
     def emit(self, kind: str, node: Node, inputs: Sequence[Held], held: Held, **facts: Any) -> Held:
-        """Append an operation with the result `held`.
-
-        Raises:
-            InputError: If the result might not fit into 32 bits.
-        """
+        """Append an operation with the result `held`."""
         if "shape" not in facts:
             facts["shape"] = self.inner_shape(node)
-        reach = max(-(held.low or 0) - 1, held.high or 0)
-        if reach > _INT32.max:
-            raise self.refusal(node, f"can reach {reach}, which does not fit into 32 bits")
         operation = Operation(
             kind=kind,
             name=held.name,
@@ -113,6 +103,14 @@ class Program:
         )
         self.operations.append(operation)
         return held
+
+    def ending_with(self, output: Node) -> tuple[Operation, ...]:
+        """Return the operations; the last one gives the scores, in the unit that they have."""
+        results = [self.of[node] for node in output.all_input_nodes if node in self.of]
+        if len(results) != 1 or not self.operations or results[0].name != self.operations[-1].name:
+            raise InputError("the model gives no scores or several results: expected [T, B, K]")
+        *before, last = self.operations
+        return (*before, dataclasses.replace(last, scale=float(results[0].unit)))
 
     def shifted(self, node: Node, held: Held, bits: int, shape: Sequence[int]) -> Held:
         """Append binary zeros to a result, so that its unit is finer."""
