@@ -132,7 +132,8 @@ def tokens_first(q_TBhdN: Tensor, k_TBhdN: Tensor, v_TBhdN: Tensor) -> Tensor:
 def plot(curves: list[Curve], path: Path) -> None:
     """Draw every curve with its line."""
     figure = Figure(figsize=(10, 6), layout="constrained")
-    for axes, curve in zip(figure.subplots(2, 3).flat, curves, strict=False):
+    for place, curve in enumerate(curves, start=1):
+        axes = figure.add_subplot(2, 3, place)
         slope, intercept = curve.line
         ends = [0, max(curve.sizes)]
         axes.plot(ends, [intercept + slope * end for end in ends], color="#bbbbbb")

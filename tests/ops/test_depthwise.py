@@ -116,3 +116,10 @@ def test_bad_arguments_are_refused() -> None:
         depthwise_weight_grad(x[0], grad, 3, 1, 1)
     with pytest.raises(InputError, match="stride=0"):
         depthwise_weight_grad(x, grad, 3, 0, 1)
+
+
+def test_without_outputs_the_gradient_is_zero() -> None:
+    x = randn(2, 4, 2, 3)
+    assert_same(
+        depthwise_weight_grad(x, x.new_empty(2, 2, 0, 3), 3, 1, 0), torch.zeros(3, 1, 3, 3).double()
+    )

@@ -62,6 +62,7 @@ CASES = [
     Case(9, 7, 6, 330, 20, 1, 1, 0),
     Case(5, 14, 14, 40, 24, 3, 1, 1),
     Case(0, 4, 4, 3, 2, 3, 1, 1),
+    Case(1, 4, 4, 1025, 3, 1, 1, 0),
 ]
 RATES = [0.0, 0.15, 1.0]
 AVAILABLE = [level for level in LEVELS if native.load(level)[0] is not None]
@@ -239,6 +240,7 @@ def test_rows_that_32_bits_cannot_count_are_left_to_pytorch() -> None:
         ((1, 4, 4, 1), 3, (0, 1), "stride=0, padding=1: expected a kernel that fits"),
         ((1, 4, 4, 1), 3, (1, -1), "stride=1, padding=-1: expected a kernel that fits"),
         ((1, 2, 9, 1), 3, (1, 0), "kernel_size=3, stride=1, padding=0: expected a kernel"),
+        ((1, 4, 4, 0), 0, (1, 1), "channels=0, kernel_size=3, stride=1, padding=1: expected"),
     ],
 )
 def test_bad_arguments_are_refused(

@@ -74,7 +74,9 @@ def test_bits_travel() -> None:
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])
-@pytest.mark.parametrize("name", sf.list_models("*spike*former_tiny"))
+@pytest.mark.parametrize(
+    "name", ["meta_spikeformer_tiny", "sdt_tiny", "spikformer_tiny", "qkformer_tiny"]
+)
 def test_a_training_step_equals_the_readable_model(name: str, memory: str) -> None:
     model = enliven(sf.create_model(name)).cuda()
     other = copy.deepcopy(model)

@@ -33,9 +33,7 @@ def test_the_loop_looks_at_the_threads(small: Small, monkeypatch: pytest.MonkeyP
         fit(small())
 
 
-def test_a_full_memory_says_what_needs_less(
-    small: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_memory_says_what_needs_less(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(*_: object) -> None:
         torch.empty(2**60)
 

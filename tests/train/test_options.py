@@ -57,9 +57,10 @@ def test_acceleration_changes_no_number(small: Small, tmp_path: Path, memory: st
 
 def test_acceleration_and_compilation_exclude_each_other(small: Small) -> None:
     recipe = small("train.compile=true")
-    with pytest.raises(ConfigError, match=r"train\.compile=true with train\.accelerate=fast: .* one"):
+    said = r"train\.compile=true with train\.accelerate=fast: .* one"
+    with pytest.raises(ConfigError, match=said):
         prepare(recipe, _model(recipe), ("a",), ALONE)
-    with pytest.raises(ConfigError, match="train.accelerate='quick': expected 'fast' or 'low'"):
+    with pytest.raises(ConfigError, match=r"train\.accelerate='quick': expected 'fast' or 'low'"):
         small("train.accelerate=quick")
 
 

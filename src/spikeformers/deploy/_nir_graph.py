@@ -178,7 +178,7 @@ def expresses(*names: str) -> Callable[[Translation], Translation]:
 
 
 @expresses(*VIEWS)
-def _view(build: Builder, node: Node, x: Node, *_: Any) -> Signal:
+def _view(build: Builder, node: Node, x: Node, *_: Any, **__: Any) -> Signal:
     build.shape_of(node)
     return build.signal(x)
 
@@ -192,8 +192,8 @@ def _getitem(build: Builder, node: Node, neuron: Node, i: int) -> Signal:
 
 
 @expresses("aten::add")
-def _add(build: Builder, node: Node, a: Any, b: Any) -> Signal:
-    if build.is_constant(a) or build.is_constant(b):
+def _add(build: Builder, node: Node, a: Any, b: Any, alpha: float = 1) -> Signal:
+    if alpha != 1 or build.is_constant(a) or build.is_constant(b):
         raise InexpressibleError("adds a constant")
     left, right = build.signal(a), build.signal(b)
     if left.shape != right.shape or build.shape_of(a) != build.shape_of(b):

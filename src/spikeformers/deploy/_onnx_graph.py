@@ -120,9 +120,10 @@ class Writer:
             return self.emit("Cast", name, name=f"{value.name}/{_word(dtype)}", to=kind)
         tensor = self.scope.constants[value] if isinstance(value, Node) else torch.tensor(value)
         tensor = tensor.to(dtype or tensor.dtype)
-        name = str(tensor.tolist())
         if tensor.ndim and isinstance(value, Node):
             name = self._labels.get(value, f"{self.scope.prefix}{value.name}")
+        else:
+            name = str(tensor.tolist())
         self.initializers[name] = tensor
         return name
 

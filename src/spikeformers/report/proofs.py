@@ -38,7 +38,7 @@ def energy(run: Run) -> Markup:
     rows = [
         (layer, *(_millijoules(parts, prices[model]) for model in prices), count(_additions(parts)))
         for layer, parts in layers.items()
-        if _additions(parts) or any(part["mJ"] for part in parts)
+        if any(picojoules.get(part["unit"]) for picojoules in prices.values() for part in parts)
     ]
     text = (
         f"Mean of {facts['samples']} samples. Counted, not estimated: an addition is a spike, or "
@@ -83,9 +83,9 @@ def chips(run: Run) -> Markup:
 
 
 def _chip(facts: Facts) -> Markup:
-    violations = [
-        (_path(v), v["op"], _found(v), v["allowed"], v["change"]) for v in facts["violations"]
-    ]
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for violation in facts["violations"]:
+        places.setdefault(_said(violation), []).append(_path(violation))
     operations = [
         (
             _path(operation),
@@ -102,8 +102,11 @@ def _chip(facts: Facts) -> Markup:
     return join(
         tag("h3", facts["chip"]["title"]),
         _note(f"The folded network {facts['verdict']}."),
-        _table(("layer", "operator", "it has", "the chip has", "change"), violations)
-        if violations
+        _table(
+            ("it has", "the chip has", "change", "where"),
+            ((*said, ", ".join(paths)) for said, paths in places.items()),
+        )
+        if places
         else "",
         _note(f"Not checked, for no public source tells: {unchecked}.") if unchecked else "",
         _note("What it has to do for one sample in one step:"),
@@ -111,11 +114,14 @@ def _chip(facts: Facts) -> Markup:
     )
 
 
-def _found(violation: Facts) -> str:
-    found = violation["found"]
+def _said(violation: Facts) -> tuple[str, str, str]:
+    """What the model has, what the chip has instead, and what to change."""
+    found, limit, change = (violation[key] for key in ("found", "limit", "change"))
+    if limit == "operator":
+        return str(found), "no such operator", change
     if isinstance(found, bool):
-        return violation["limit"]
-    return str(found) if violation["limit"] == "operator" else f"{violation['limit']} {found}"
+        return limit, "none", change
+    return f"{limit} {found}", violation["allowed"], change
 
 
 def _path(row: Facts) -> str:

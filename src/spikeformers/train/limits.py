@@ -34,11 +34,10 @@ def keep_freed_memory() -> None:
     GNU's hands large blocks back at once, and filling fresh pages takes longer than many kernels.
     Other C libraries have no such function, and nothing happens.
     """
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    if not hasattr(library, "mallopt"):
-        return
-    for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)):
-        library.mallopt(parameter, value)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)):
+            mallopt(parameter, value)
 
 
 # Of mallopt(3).
@@ -55,10 +54,10 @@ def within_memory(settings: TrainSection) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError):
-            # PyTorch has no class of its own for the memory of the CPU.
-            if "DefaultCPUAllocator" not in str(error):
-                raise
+        # PyTorch has no class of its own for the memory of the CPU.
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_full and "DefaultCPUAllocator" not in str(error):
+            raise
         share = settings.batch_size // settings.accumulate
         less = "" if settings.accelerate == "low" else ", or train.accelerate=low, which keeps less"
         raise TrainingError(

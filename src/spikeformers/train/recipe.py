@@ -136,8 +136,8 @@ class TrainSection:
             which is then what is evaluated and saved as best; null is off.
         precision: "float32", "float64", or autocast to "bfloat16" or "float16".
         recompute: Keep only the residual stream for the backward pass.
-        accelerate: "fast" or "low" trains the accelerated twin of the model, which computes the same
-            (see `spikeformers.accelerate`); null trains the readable model.
+        accelerate: "fast" or "low" trains the accelerated twin of the model, which computes the
+            same (see `spikeformers.accelerate`); null trains the readable model.
         quantize: 8 trains what the weights do once they are rounded to so many bits, see
             `spikeformers.quantize`; null trains real weights.
         compile: Compile the readable model with torch.compile instead.

@@ -366,7 +366,7 @@ class SpikeProduct(torch.autograd.Function):
         ghosts, operands = maps[::2], _heads_of_spikes(maps, ctx.heads)
         with torch.enable_grad():
             leaves = [x.requires_grad_() for x in operands]
-            y = _product(*leaves, ctx.scale)
+            y = _product(leaves, ctx.scale)
         grads = torch.autograd.grad(y, leaves, _heads(rows_of(grad), len(grad[0]), ctx.heads))
         found = [map_of(_rows(g, len(grad)), x.shape) for g, x in zip(grads, ghosts, strict=True)]
         return None, None, *(g for grad_x in found for g in (grad_x, None))
@@ -374,12 +374,13 @@ class SpikeProduct(torch.autograd.Function):
 
 def spike_product(heads: int, scale: float, *maps: Tensor) -> Tensor:
     """Return `scale q (k^T v)` given ghosts and bits of q, k and v in turn."""
-    rows = _rows(_product(*_heads_of_spikes(maps, heads), scale), len(maps[0]))
+    rows = _rows(_product(_heads_of_spikes(maps, heads), scale), len(maps[0]))
     return map_of(rows, maps[4].shape)
 
 
-def _product(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _product(qkv: Sequence[Tensor], scale: float) -> Tensor:
     """`[T*B, h, N, d]` -> `[T*B, h, N, d']`, in the cheaper order; see `layers/attention.py`."""
+    q, k, v = qkv
     tokens, width = q.shape[-2:]
     return q @ (k.mT @ v * scale) if width < tokens else (q @ k.mT * scale) @ v
 

@@ -148,6 +148,7 @@ class CurrentMap(LazyMap):
 
     def _compute(self) -> Tensor:
         if self.affine is None:
+            assert self.residual is not None  # else the value is known
             return self.y + self.residual
         return Add.apply(self.affine, self.recipe, self.y, self.residual, *self.parameters)
 

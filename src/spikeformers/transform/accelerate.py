@@ -16,7 +16,7 @@ import copy
 import functools
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,22 +87,28 @@ def _twin(module: nn.Module, memory: str, twins: dict[nn.Module, nn.Module]) -> 
             name: None if child is None else _twin(child, memory, twins)
             for name, child in module._modules.items()
         }
-        twin.memory = memory
-        twin.__class__ = _class_of_twin(type(module))
+        cls: Any = type(module)
+        twin.__class__ = _class_of_twin(cls)
+        cast(_Part, twin).memory = memory
     return twins[module]
 
 
 @functools.cache
-def _class_of_twin(cls: type[nn.Module]) -> type[nn.Module]:
+def _class_of_twin(cls: Any) -> type[nn.Module]:
     # A subclass that computes something else has no fast form.
     fast = [_FAST[kind] for kind in _FAST if issubclass(cls, kind) and cls.forward is kind.forward]
     return type(cls.__name__, (_Twin, *fast[:1], cls), {"__module__": cls.__module__})
 
 
-class _Twin(nn.Module):
-    """A module among twins. Whoever hooks on to it sees ordinary tensors."""
+class _Part(nn.Module):
+    """What a twin knows besides what its model knows: how much memory it may take."""
 
     memory: str
+
+
+class _Twin(_Part):
+    """A module among twins. Whoever hooks on to it sees ordinary tensors."""
+
     returns_tensors = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +131,7 @@ def _are_hooked(modules: Iterable[nn.Module]) -> bool:
     )
 
 
-class _FastConvBN(ConvBN):
+class _FastConvBN(_Part, ConvBN):
     def forward(self, x: Tensor) -> Any:
         if not _is_map(x) or _are_hooked(self.children()):
             return super().forward(dense(x))
@@ -133,7 +139,7 @@ class _FastConvBN(ConvBN):
         return _normalised(y, _kept(y, recipe, self.memory), [self.norm], self.conv.bias)
 
 
-class _FastLinearBN(LinearBN):
+class _FastLinearBN(_Part, LinearBN):
     def forward(self, x: Tensor) -> Any:
         if not _is_map(x) or _are_hooked(self.children()):
             return super().forward(dense(x))
@@ -142,7 +148,7 @@ class _FastLinearBN(LinearBN):
         return _normalised(y, _kept(y, recipe, self.memory), [self.norm], self.linear.bias)
 
 
-class _FastRepConv(RepConv):
+class _FastRepConv(_Part, RepConv):
     def forward(self, x: Tensor) -> Any:
         if not _is_map(x) or _are_hooked(self.children()):
             return super().forward(dense(x))
@@ -150,10 +156,11 @@ class _FastRepConv(RepConv):
         first = _normalised(y, again, [self.border_norm])
         border = self.border_norm.affine_map()[1].detach()
         weights = border, self.depthwise.weight, self.pointwise2.weight
-        z = BorderedChain.apply(first.affine, again, y, *weights, *first.parameters)
+        affine = cast(Affine, first.affine)
+        z = BorderedChain.apply(affine, again, y, *weights, *first.parameters)
 
         def rebuild(*tensors: Tensor) -> Tensor:
-            return bordered_chain(again.rebuild(*tensors[3:]), first.affine, *tensors[:3])
+            return bordered_chain(again.rebuild(*tensors[3:]), affine, *tensors[:3])
 
         recipe = _kept(z, Recipe(rebuild, (*weights, *again.tensors)), self.memory)
         return _normalised(z, recipe, [self.inner_norm, self.norm])
@@ -167,7 +174,7 @@ class _FastConv(Conv):
         return CurrentMap(*_convolved(x, self))
 
 
-class _FastSSA(SSA):
+class _FastSSA(_Part, SSA):
     def attend(self, q: Any, k: Any, v: Any) -> Any:
         maps = q, k, v
         if self.product is not matrix_product or not all(isinstance(x, SpikeMap) for x in maps):
@@ -202,7 +209,7 @@ class _FastTrunk(Trunk):
         if self.recomputes:
             x = dense(x)
             for branch in self.parts():
-                branch.returns_tensors = True
+                cast(_Twin, branch).returns_tensors = True
         elif isinstance(x, CurrentMap):
             x.is_stream = True
         return super().forward(x)
@@ -287,7 +294,7 @@ def _normalised(
     y: Tensor, recipe: Recipe, norms: Sequence[BatchNorm], bias: Tensor | None = None
 ) -> CurrentMap:
     """Return the current that norms in a row make of `y + bias`, without computing it yet."""
-    parameters = [p for norm in norms for p in (norm.weight, norm.bias)]
+    parameters: list[Tensor] = [p for norm in norms for p in (norm.weight, norm.bias)]
     parameters += [] if bias is None else [bias]
     # Checkpointing must not compute again what is as small as this.
     kept_as_they_are = saved_tensors_hooks(lambda vector: vector, lambda vector: vector)
@@ -311,7 +318,7 @@ def _affine(
     gain = torch.ones_like(parameters[0])
     offset = torch.zeros_like(gain) if len(parameters) == 2 * len(norms) else parameters[-1]
     if moments:
-        mean_y, var_y, total = moments_over_ranks(*moments, count)
+        mean_y, var_y, total = moments_over_ranks(moments[0], moments[1], count)
     for norm, weight, bias in zip(norms, parameters[::2], parameters[1::2], strict=False):
         if norm.training:
             mean, var = gain * mean_y + offset, gain.square() * var_y

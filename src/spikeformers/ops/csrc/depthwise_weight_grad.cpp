@@ -97,7 +97,7 @@ int weight_grad(const Stored* x, const Stored* grad, Wide<Stored>* out, const Co
   using Real = Wide<Stored>;
   constexpr int64_t lanes = LANES<Real>;
   const int64_t taps = conv.kernel * conv.kernel, groups = (conv.channels + lanes - 1) / lanes;
-  const int64_t rows = std::max<int64_t>(1, CHUNK_POSITIONS / conv.out_width);
+  const int64_t rows = std::max<int64_t>(1, CHUNK_POSITIONS / std::max<int64_t>(1, conv.out_width));
   const int64_t chunks = (conv.out_height + rows - 1) / rows;  // of an image
   const int64_t input_rows = (rows - 1) * conv.stride + conv.kernel;
   const auto parts = make_aligned<Real>(conv.images * chunks * groups * taps * lanes);

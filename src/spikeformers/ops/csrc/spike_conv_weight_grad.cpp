@@ -214,17 +214,17 @@ int add_phase(const uint64_t* bits, const Stored* grad, Wide<Stored>* out, const
   };
   if (parallel_for(phase.blocks, 1, write)) return 1;
   // Each job owns some channels of a panel, enough of them to pay for reading the panel's window.
-  const int64_t panels = Panel<Real>::count(conv), least = std::min<int64_t>(16, conv.channels);
-  const int64_t share = panels * conv.channels / (2 * conv.threads);
-  const int64_t wished = conv.channels / std::clamp(share, least, conv.channels);
-  const int64_t channels = (conv.channels + wished - 1) / wished;
-  const int64_t groups = (conv.channels + channels - 1) / channels;
+  const int64_t panels = Panel<Real>::count(conv);
+  const int64_t share = std::max<int64_t>(16, panels * conv.channels / (2 * conv.threads));
+  const int64_t groups = std::max<int64_t>(1, conv.channels / share);
+  const int64_t channels = (conv.channels + groups - 1) / groups;
   return parallel_for(panels * groups, 1, [&](int64_t begin, int64_t end) {
     const auto sums = make_aligned<Real>(phase.taps * channels * wide_columns<Real>);
     for (int64_t job = begin; job < end; ++job) {
       const Panel<Real> panel(conv, job / groups);
       const int64_t first = job % groups * channels;
       const int64_t last = std::min(first + channels, conv.channels);
+      if (first >= last) continue;
       Window<Stored> window(conv, phase, grad, panel);
       const auto add =
           panel.is_narrow() ? add_panel<NARROW_ROW, Stored> : add_panel<WIDE_ROW, Stored>;

@@ -44,10 +44,11 @@ def check_conv(bits: Tensor, channels: int, kernel_size: int, stride: int, paddi
             f"bits is {bits.dtype} {list(bits.shape)}: expected torch.int64 "
             f"[N, H, W, {words(channels)}] for {channels} channels"
         )
-    if stride < 1 or padding < 0 or min(bits.shape[1:3]) + 2 * padding < kernel_size:
+    fits = min(bits.shape[1:3]) + 2 * padding >= kernel_size >= 1
+    if not fits or channels < 1 or stride < 1 or padding < 0:
         raise InputError(
-            f"kernel_size={kernel_size}, stride={stride}, padding={padding}: expected a kernel "
-            f"that fits into the padded bits {list(bits.shape)}, stride >= 1 and padding >= 0"
+            f"channels={channels}, kernel_size={kernel_size}, stride={stride}, padding={padding}: "
+            f"expected a kernel that fits into the padded bits {list(bits.shape)}"
         )
 
 
