@@ -84,4 +84,4 @@ docs: $(VENV)/.dev  ## Write the generated page docs/results.md
 check: lint types sanitize test  ## Lint, types, sanitizers and tests: what CI runs
 
 clean:  ## Remove the virtual environments and caches (never runs/)
-	rm -rf .venv .venv-floor .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-floor build .mypy_cache .pytest_cache .ruff_cache

@@ -16,6 +16,7 @@
 extern "C" {
 int pack_bits(int32_t, int64_t, int64_t, const void*, int64_t*);
 int unpack_bits(int32_t, int64_t, int64_t, const int64_t*, void*);
+int count_bits(int64_t, int64_t, int64_t, const uint64_t*, int64_t*);
 int lif_forward(int32_t, const NeuronOptions*, int64_t, int64_t, const void*, const void*, void*,
                 void*);
 int lif_backward(int32_t, const NeuronOptions*, int64_t, int64_t, const void*, const void*,
@@ -135,6 +136,10 @@ void check_norm_lif(const NeuronOptions& options, int64_t T, int64_t R, int64_t 
   });
   check("pack_bits", [&](Outputs& out) {
     return pack_bits(dtype, T * R, C, y.data(), out.of<int64_t>(words));
+  });
+  check("count_bits", [&](Outputs& out) {
+    return count_bits(T * R, 2, (C + 63) / 64, reinterpret_cast<const uint64_t*>(bits.data()),
+                      out.of<int64_t>(1));
   });
   check("channel_moments", [&](Outputs& out) {
     auto* mean = out.of<Real>(C);

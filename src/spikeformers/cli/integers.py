@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def quantize(args: argparse.Namespace) -> Result:
 
 
 def _first(
-    images: int | None, batches: Iterator[tuple[Tensor, Tensor]]
+    images: int | None, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches until so many images have come."""
     left = sys.maxsize if images is None else images

@@ -231,12 +231,13 @@ def _conv(
     groups: int = 1,
 ) -> Signal:
     kernel = build.constant(weight)
+    shape: tuple[int, ...]
     if op_name(node) == "aten::conv1d":
         # A linear map over channels, the same at every position: its tokens are still a map.
         signal = build.signal(_map_behind(build, x))
         if kernel.shape[2] != 1 or len(signal.shape) != 3 or signal.shape[0] != kernel.shape[1]:
             raise InexpressibleError("convolves what is no map")
-        kernel, shape = kernel[..., None], (kernel.shape[0], *signal.shape[1:])
+        kernel, shape = kernel[..., None], (kernel.shape[0], signal.shape[1], signal.shape[2])
         stride, padding, dilation = (1, 1), (0, 0), (1, 1)
     else:
         signal, shape = build.signal(x), build.shape_of(node)

@@ -10,6 +10,8 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -64,8 +66,11 @@ class Library:
 
 def _file_of(level: str) -> Path:
     """Find a library: an editable installation has it in another folder than its sources."""
-    for folder in ops.__path__:
-        file = Path(folder, "lib", f"{level}.so")
+    folders = [Path(folder) for folder in ops.__path__]
+    with suppress(PackageNotFoundError):
+        folders.append(Path(str(distribution("spikeformers").locate_file("spikeformers/ops"))))
+    for folder in folders:
+        file = folder / "lib" / f"{level}.so"
         if file.exists():
             return file
     raise OSError(f"{level} was not built")

@@ -287,9 +287,10 @@ class SpikeConv(torch.autograd.Function):
             grad_ghost = images.unflatten(0, ghost.shape[:2])
         if ctx.needs_input_grad[2] and ctx.is_sparse:
             words = bits.view(-1, *ghost.shape[3:], bits.shape[-1])
-            grad_weight = spike_conv_weight_grad(
+            found = spike_conv_weight_grad(
                 words, grad.movedim(1, -1), *weight.shape[1:3], kernel.stride, kernel.padding
-            ).to(weight.dtype)
+            )
+            grad_weight = _like(weight, found)
         elif ctx.needs_input_grad[2]:
             grad_weight = grad_of_weight(grad, _images(ghost, bits), weight, kernel)
         return grad_ghost, None, grad_weight, None, None
@@ -445,9 +446,13 @@ def grad_of_images(
     grad: Tensor, weight: Tensor, size: torch.Size | tuple[int, int], kernel: Kernel
 ) -> Tensor:
     """Return the gradient of what a convolution saw, `[N, C', H', W']` -> `[N, C, *size]`."""
+    side, is_depthwise = weight.shape[-1], kernel.groups == len(weight) == grad.shape[1]
+    if is_depthwise and weight.shape[1] == kernel.stride == 1 and kernel.padding < side:
+        # The same, and faster than PyTorch's own way.
+        mirrored, around = weight.to(grad.dtype).flip(-2, -1), side - 1 - kernel.padding
+        return conv2d(grad, mirrored, None, 1, around, 1, kernel.groups)
     reached = [
-        (length - 1) * kernel.stride - 2 * kernel.padding + weight.shape[-1]
-        for length in grad.shape[2:]
+        (length - 1) * kernel.stride - 2 * kernel.padding + side for length in grad.shape[2:]
     ]
     missing = [full - got for full, got in zip(size, reached, strict=True)]
     return conv_transpose2d(grad, weight.to(grad.dtype), None, *kernel[:2], missing, kernel.groups)
@@ -458,9 +463,16 @@ def grad_of_weight(grad: Tensor, images: Tensor, weight: Tensor, kernel: Kernel)
     if kernel.groups == len(weight) == images.shape[1]:
         x, grad_y = images.movedim(1, -1), grad.movedim(1, -1)
         found = depthwise_weight_grad(x, grad_y, weight.shape[-1], kernel.stride, kernel.padding)
-        return found.to(weight.dtype)
-    found = conv2d_weight(images, weight.shape, grad, *kernel[:2], 1, kernel.groups)
-    return found.to(weight.dtype)
+    else:
+        found = conv2d_weight(images, weight.shape, grad, *kernel[:2], 1, kernel.groups)
+    return _like(weight, found)
+
+
+def _like(weight: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient in the dtype and layout of the weights, as DDP wants it."""
+    if grad.dtype == weight.dtype and grad.stride() == weight.stride():
+        return grad
+    return torch.empty_like(weight).copy_(grad)
 
 
 def _channels_last(images: Tensor) -> Tensor:

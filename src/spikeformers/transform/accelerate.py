@@ -174,15 +174,16 @@ class _FastConv(Conv):
         return CurrentMap(*_convolved(x, self))
 
 
-class _FastSSA(_Part, SSA):
+class _FastSSA(SSA):
     def attend(self, q: Any, k: Any, v: Any) -> Any:
         maps = q, k, v
         if self.product is not matrix_product or not all(isinstance(x, SpikeMap) for x in maps):
             return super().attend(q, k, v)
         operands = [tensor for x in maps for tensor in (x.ghost, x.bits)]
         y = SpikeProduct.apply(self.heads, self.scale, *operands)
+        # Small matrices, so that computing it again costs little.
         rebuild = functools.partial(spike_product, self.heads, self.scale)
-        return CurrentMap(y, _kept(y, Recipe(rebuild, tuple(operands)), self.memory))
+        return CurrentMap(y, Recipe(rebuild, tuple(operands)))
 
 
 class _FastLIF(LIF):
@@ -286,8 +287,12 @@ def _kept(y: Tensor, recipe: Recipe, memory: str) -> Recipe:
 
 
 def _is_sparse(x: SpikeMap, kernel: Kernel) -> bool:
-    """Whether adding the weights that the spikes select is faster than multiplying with all."""
-    return kernel.groups == 1 and firing_rate(x.bits, x.shape[2]) < 0.2
+    """Whether adding the weights that the spikes select is faster than multiplying with all.
+
+    It is decided anew for each batch, by counting: the same spikes take the same way.
+    """
+    most = 0.25 if x.dtype.itemsize == 2 else 0.4
+    return kernel.groups == 1 and firing_rate(x.bits, x.shape[2]) < most
 
 
 def _normalised(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +42,13 @@ def spike_between(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     if norms and config is not None:
         side = spiking.depthwise.conv.kernel_size[0]
         mixer = {"token_mixer": {"SpikeSepConv": {"kernel_size": side}}}
-        twin.config = dataclasses.replace(config, overrides={**config.overrides, **mixer})  # type: ignore[assignment]
+        twin.config = dataclasses.replace(config, overrides={**config.overrides, **mixer})
     return twin
 
 
-def _with_neuron(mixer: SepConv) -> SpikeSepConv:
+def _with_neuron(mixer: Any) -> Any:
     dim, side = mixer.expand.conv.in_channels, mixer.depthwise.kernel_size[0]
-    spiking = SpikeSepConv(dim, side, neuron=lambda: copy.deepcopy(mixer.neuron))
+    spiking: Any = SpikeSepConv(dim, side, neuron=lambda: copy.deepcopy(mixer.neuron))
     spiking.expand, spiking.project = mixer.expand, mixer.project
     spiking.depthwise.conv.weight = mixer.depthwise.weight
     return spiking.to(mixer.depthwise.weight).eval()

@@ -132,7 +132,9 @@ EXPORT int depthwise_weight_grad(int32_t dtype, const Conv* conv, const void* x,
                                  void* out) {
   return with_dtype(dtype, [&](auto number) {
     using Stored = decltype(number);
-    return weight_grad(static_cast<const Stored*>(x), static_cast<const Stored*>(grad),
-                       static_cast<Wide<Stored>*>(out), *conv);
+    return unless_out_of_memory([&] {
+      return weight_grad(static_cast<const Stored*>(x), static_cast<const Stored*>(grad),
+                         static_cast<Wide<Stored>*>(out), *conv);
+    });
   });
 }

@@ -67,3 +67,13 @@ template <class T>
 Aligned<T> make_aligned(int64_t count) {
   return Aligned<T>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(WIDE_ROW))));
 }
+
+// Runs a kernel; returns 1 if it found no memory to work in, which no exception may say to Python.
+template <class Run>
+int unless_out_of_memory(const Run& run) {
+  try {
+    return run();
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}

@@ -193,6 +193,8 @@ EXPORT int spike_conv(int32_t dtype, const Conv* conv, const uint64_t* bits, con
                       void* out) {
   return with_dtype(dtype, [&](auto number) {
     using Stored = decltype(number);
-    return convolve(bits, static_cast<const Stored*>(weight), static_cast<Stored*>(out), *conv);
+    return unless_out_of_memory([&] {
+      return convolve(bits, static_cast<const Stored*>(weight), static_cast<Stored*>(out), *conv);
+    });
   });
 }

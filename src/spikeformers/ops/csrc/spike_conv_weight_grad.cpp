@@ -250,7 +250,9 @@ EXPORT int spike_conv_weight_grad(int32_t dtype, const Conv* conv, const uint64_
                                   const void* grad, void* out) {
   return with_dtype(dtype, [&](auto number) {
     using Stored = decltype(number);
-    return add_phases(bits, static_cast<const Stored*>(grad), static_cast<Wide<Stored>*>(out),
-                      *conv);
+    return unless_out_of_memory([&] {
+      return add_phases(bits, static_cast<const Stored*>(grad), static_cast<Wide<Stored>*>(out),
+                        *conv);
+    });
   });
 }

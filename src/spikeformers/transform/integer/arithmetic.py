@@ -29,11 +29,21 @@ def windows(
     x = F.pad(x, widths, value=fill) if any(widths) else x
     sizes = x.shape[x.ndim - len(kernel) :]
     for place in itertools.product(*map(range, kernel)):
-        at = [
-            slice(start, start + size - side + 1, step)
-            for start, size, side, step in zip(place, sizes, kernel, stride, strict=True)
-        ]
-        yield place, x[(..., *at)]
+        held = x
+        for axis, (start, size, side, step) in enumerate(
+            zip(place, sizes, kernel, stride, strict=True), x.ndim - len(kernel)
+        ):
+            chosen = torch.arange(start, start + size - side + 1, step)
+            held = held.index_select(axis, chosen)
+        yield place, held
+
+
+def _flat(place: Sequence[int], sides: Sequence[int]) -> int:
+    """Return the number of a place, counted row by row."""
+    number = 0
+    for at, side in zip(place, sides, strict=True):
+        number = number * side + at
+    return number
 
 
 def synapse(operation: Operation, x: Tensor) -> Result:
@@ -52,7 +62,8 @@ def synapse(operation: Operation, x: Tensor) -> Result:
         times = held[b, channel, position]
         b, channel, position = (i.repeat_interleave(times) for i in (b, channel, position))
         group, member = channel // members, channel % members
-        columns = weight[(slice(None), slice(None), *place)].unflatten(0, (groups, width))
+        columns = weight.reshape(*weight.shape[:2], -1)[..., _flat(place, weight.shape[2:])]
+        columns = columns.unflatten(0, (groups, width))
         sums.index_add_(0, (b * positions + position) * groups + group, columns[group, :, member])
         additions += len(b) * width
     out = sums.view(len(x), positions, groups * width).mT.reshape(len(x), *operation.shape)
