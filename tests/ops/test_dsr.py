@@ -162,6 +162,7 @@ def test_the_output_is_binary_with_a_learned_height() -> None:
     assert alphabets[:2] == (Alphabet(0, 1, None), ANALOG)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -187,6 +187,7 @@ def test_strides_of_the_arguments_do_not_matter() -> None:
     )
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_opcheck(dtype: torch.dtype) -> None:
     case = Case(2, 5, 6, 70, 9, 3, 2, 1)

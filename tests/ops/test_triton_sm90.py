@@ -21,6 +21,8 @@ from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.lif import triton as lif_kernels
 from spikeformers.ops.norm_lif import triton as norm_kernels
 
+pytestmark = pytest.mark.compile
+
 SHAPE = (2, 48, 128)  # time steps, rows, channels
 NEURON = dict(v_reset=0.0, decay_input=True, detach_reset=True, surrogate="sigmoid", alpha=4.0)
 OPS = [
