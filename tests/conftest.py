@@ -25,4 +25,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--check-shapes comes too late: spikeformers is imported already")
     import jaxtyping
 
-    jaxtyping.install_import_hook("spikeformers", "beartype.beartype")
+    import tests.annotations  # noqa: F401 - the hook looks it up by name
+
+    jaxtyping.install_import_hook("spikeformers", "tests.annotations.checked")

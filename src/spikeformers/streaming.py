@@ -51,7 +51,7 @@ def bind(model: nn.Module, state: State | None) -> Iterator[State]:
             module.carried = None
 
 
-def advance(model: nn.Module, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+def advance(model: nn.Module, x: Tensor, state: State | None = None) -> tuple[Any, State]:
     """Run `model` on the next chunk of a stream.
 
     Args:

@@ -72,8 +72,8 @@ class Blocks(nn.ModuleList):
         blocks: Each block maps names (`attn`, `mlp`, ...) to residual modules.
     """
 
-    def __init__(self, blocks: Iterable[Mapping[str, nn.Module]]) -> None:
-        super().__init__([nn.ModuleDict(dict(block)) for block in blocks])
+    def __init__(self, blocks: Iterable[Mapping[str, nn.Module] | nn.ModuleDict]) -> None:
+        super().__init__([nn.ModuleDict(dict(block.items())) for block in blocks])
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, B, C, ...]` -> `[T, B, C, ...]`."""
@@ -102,7 +102,7 @@ class Trunk(Blocks):
 
     def __init__(
         self,
-        blocks: Iterable[Mapping[str, Branch]],
+        blocks: Iterable[Mapping[str, Branch] | nn.ModuleDict],
         drop_path: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__(blocks)
@@ -169,7 +169,7 @@ class ReversibleTrunk(Blocks):
         arXiv:2312.07922.
     """
 
-    def __init__(self, blocks: Iterable[Mapping[str, Branch]]) -> None:
+    def __init__(self, blocks: Iterable[Mapping[str, Branch] | nn.ModuleDict]) -> None:
         super().__init__(blocks)
         for block in self:
             assert isinstance(block, nn.ModuleDict)
@@ -198,7 +198,7 @@ class TwiceCountingTrunk(ReversibleTrunk):
     that way train on as they did there.
     """
 
-    def __init__(self, blocks: Iterable[Mapping[str, Branch]]) -> None:
+    def __init__(self, blocks: Iterable[Mapping[str, Branch] | nn.ModuleDict]) -> None:
         super().__init__(blocks)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and module.momentum is not None:

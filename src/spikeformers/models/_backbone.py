@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from spikeformers.errors import InputError
 from spikeformers.layers import Additive
-from spikeformers.types import Outputs
 
 
 class Stage(Additive, nn.Module):
@@ -88,8 +87,11 @@ class Backbone(Additive, nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
-        """Return per-step scores, or `Outputs` in training if the head has further ones."""
+    def forward(self, x: Tensor) -> Any:
+        """Return per-step scores, or `Outputs` in training if the head has further ones.
+
+        A detector returns one map of scores per stage.
+        """
         return self.read(self.features(x))
 
     def read(self, maps: list[Tensor]) -> Any:
