@@ -66,8 +66,8 @@ def faults():
 faults()
 handed_back = faults()
 keep_freed_memory()
-faults()
-print(handed_back, faults())
+kept = [faults() for _ in range(4)][-1]
+print(handed_back, kept)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     handed_back, kept = map(int, done.stdout.split())
