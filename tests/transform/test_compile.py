@@ -1,6 +1,7 @@
 """The compiled twin computes what the model does."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,7 +64,9 @@ def test_what_was_compiled_before_does_not_hide_the_neurons() -> None:
 
 
 @pytest.mark.parametrize("fire", [fire_lif, fire_ilif, fire_dsr])
-def test_inductor_looks_into_the_neuron(fire: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_inductor_looks_into_the_neuron(
+    fire: Callable[[Tensor, Tensor], Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No opaque call is left in the code that Inductor writes, and the numbers are the same."""
     from torch._inductor.utils import run_and_get_code
 
@@ -74,12 +77,12 @@ def test_inductor_looks_into_the_neuron(fire: Callable[[Tensor, Tensor], Tensor]
 
     results = []
     # What an earlier version compiled may still lie on the disk.
-    with torch._inductor.config.patch(force_disable_caches=True):
-        for function in (fire, torch.compile(fire)):
-            inputs = [t.clone().requires_grad_() for t in (x, number)]
-            loss, code = run_and_get_code(function, *inputs)
-            loss.backward()
-            results.append((loss.detach(), *(t.grad for t in inputs)))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for function in (fire, torch.compile(fire)):
+        inputs = [t.clone().requires_grad_() for t in (x, number)]
+        loss, code = run_and_get_code(function, *inputs)
+        loss.backward()
+        results.append((loss.detach(), *(t.grad for t in inputs)))
     assert code and "torch.ops.spikeformers" not in "".join(code)
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-12)
