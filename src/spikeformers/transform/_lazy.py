@@ -14,17 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeformers.transform._functions import (
-    Add,
-    Affine,
-    Fire,
-    Firing,
-    Kernel,
-    Recipe,
-    SpikeConv,
-    Unpack,
-    convolve_spikes,
-)
+from spikeformers.transform._fire import Add, Affine, Fire, Firing
+from spikeformers.transform._maps import Recipe
+from spikeformers.transform._weigh import Kernel, SpikeConv, Unpack, convolve_spikes
 
 
 class LazyMap:
@@ -89,7 +81,7 @@ class SpikeMap(LazyMap):
     """Spikes as bits.
 
     Args:
-        ghost: Carries shape, dtype and gradient; see `_functions.py`.
+        ghost: Carries shape, dtype and gradient; see `_maps.py`.
         bits: `[T, R, words]`.
     """
 

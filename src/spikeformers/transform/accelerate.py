@@ -32,20 +32,18 @@ from spikeformers.ops.bits import firing_rate
 from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.norm_lif import channel_moments
 from spikeformers.ops.surrogate import SURROGATES
-from spikeformers.transform._functions import (
-    Affine,
+from spikeformers.transform._fire import Affine, Firing
+from spikeformers.transform._lazy import CurrentMap, SpikeMap, dense
+from spikeformers.transform._maps import Recipe, rows_of
+from spikeformers.transform._weigh import (
     BorderedChain,
-    Firing,
     Kernel,
     MapConv,
-    Recipe,
     SpikeProduct,
     bordered_chain,
     convolve_map,
-    rows_of,
     spike_product,
 )
-from spikeformers.transform._lazy import CurrentMap, SpikeMap, dense
 
 log = logging.getLogger("spikeformers")
 
