@@ -133,6 +133,15 @@ def test_energy_counts_the_test_split_at_the_firing_rate_of_eval(run: Path, caps
     assert facts["samples"] == 10
     assert facts["rate"] == pytest.approx(ask(["eval", best], capsys)["firing_rate"])
     assert facts["total"]["mJ"] == facts["mJ"]["memory"] > facts["mJ"]["paper"] > 0
+    folder = str(run.parent / "idx")
+    steps = f"train.timesteps={facts['timesteps']}"
+    named = ["mnist", f"data.root={folder}", "data.image_size=16", steps]
+    for data in ([folder], named):
+        assert ask(["energy", best, *data, "--cost", "memory"], capsys)["total"] == facts["total"]
+    assert main(["energy", best, folder, "train.seed=1"]) == 2
+    assert "read as the checkpoint says" in capsys.readouterr().err
+    assert main(["energy", best, "nowhere"]) == 2
+    assert "no recipe or file 'nowhere'" in capsys.readouterr().err
 
 
 def test_audit_compares_its_claims_with_a_test_split(run: Path, capsys: Output) -> None:

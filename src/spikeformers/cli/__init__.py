@@ -227,11 +227,15 @@ def _parser() -> argparse.ArgumentParser:
         "energy",
         analysis.energy,
         "Count the additions of a training checkpoint on its test split, and price them",
-        "spikeformers energy runs/digits/best.safetensors --cost memory",
+        "spikeformers energy runs/digits/best.safetensors digits --cost memory",
     )
     sub.add_argument("checkpoint", help="best.safetensors or last.safetensors of a run")
     sub.add_argument(
-        "overrides", nargs="*", metavar="data.root=FOLDER", help="where the data is now"
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="a folder of the checkpoint's own data set, or a recipe whose test split counts, with "
+        "key=value (default: the checkpoint's recipe; data.root=FOLDER says where its data is now)",
     )
     sub.add_argument("--cost", default="paper", help="paper (the default), int8, lemaire or memory")
     sub.add_argument(

@@ -64,20 +64,33 @@ def _data_to_verify(args: argparse.Namespace) -> tuple[train.Recipe, str | None]
     """Return the recipe that `--verify` names, or a checkpoint's own and the folder it names."""
     if args.image_size is not None or args.timesteps is not None:
         raise ConfigError("--verify takes size and steps from the recipe: change those there")
-    if not Path(args.verify).is_dir():
-        return train.load_recipe(args.verify, args.overrides), None
-    if not Path(args.model).is_file():
+    if Path(args.verify).is_dir() and not Path(args.model).is_file():
         raise ConfigError(
             f"--verify {args.verify} is a folder, and {args.model} has no recipe to read it: "
             "write --verify RECIPE data.root=FOLDER"
         )
-    return train.load_trained(args.model)[1], args.verify
+    return _named_data(args.verify, args.overrides, args.model)
+
+
+def _named_data(
+    name: str, overrides: list[str], checkpoint: str
+) -> tuple[train.Recipe, str | None]:
+    """Return the recipe of this name, or a checkpoint's own and the folder of this name."""
+    if Path(name).is_dir():
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: the folder {name} is read as the checkpoint says")
+        return train.load_trained(checkpoint)[1], name
+    return train.load_recipe(name, overrides), None
 
 
 def energy(args: argparse.Namespace) -> Result:
     """Count and price what a checkpoint does on its test split."""
-    root = data_root("energy", args.overrides)
     model, recipe, _ = train.load_trained(args.checkpoint)
+    name, *overrides = args.data or [""]
+    if name and "=" not in name:
+        recipe, root = _named_data(name, overrides, args.checkpoint)
+    else:
+        root = data_root("energy", args.data)
     with train.joined(args.device) as ranks:
         result = analysis.energy(
             model.float().to(ranks.device),
