@@ -10,6 +10,7 @@
 
 #include "conv.h"
 #include "neuron.h"
+#include "norms.h"
 #include "number.h"
 #include "parallel.h"
 
@@ -31,9 +32,18 @@ int norm_lif_forward(int32_t, const NeuronOptions*, int64_t, int64_t, int64_t, c
 int norm_lif_backward(int32_t, const NeuronOptions*, int64_t, int64_t, int64_t, const void*,
                       const void*, const int64_t*, const void*, const void*, const void*,
                       const void*, void*, void*, void*);
+int fold_norms_forward(int32_t, int64_t, int64_t, const Norm*, const void*, const Moments*, void*,
+                       void*, double*);
+int fold_norms_backward(int32_t, int64_t, int64_t, const void*, const void*, const uint8_t*,
+                        const Moments*, double*, void*, void*);
 int spike_conv(int32_t, const Conv*, const void*, const void*, void*);
 int spike_conv_weight_grad(int32_t, const Conv*, const void*, const void*, void*);
 int depthwise_weight_grad(int32_t, const Conv*, const void*, const void*, void*);
+int framed_depthwise(int32_t, const Conv*, const void*, const void*, const void*, const void*,
+                     const void*, void*);
+int framed_depthwise_backward(int32_t, const Conv*, const void*, const void*, const void*,
+                              const void*, const void*, const void*, void*, void*, void*, void*);
+int winograd_conv(int32_t, const Conv*, const void*, const void*, void*);
 }
 
 namespace {
@@ -175,6 +185,29 @@ void check_norm_lif(const NeuronOptions& options, int64_t T, int64_t R, int64_t 
   }
 }
 
+// Two norms in a row, one of them in training mode.
+template <class Real>
+void check_fold_norms(int64_t C) {
+  constexpr int32_t dtype = dtype_of<Real>();
+  const auto a = random_numbers<Real>(C), b = random_numbers<Real>(C);
+  const std::vector<Real> var(C, Real{0.5});
+  const Moments moments{b.data(), var.data(), 12};
+  std::vector<double> tape(8 * C);
+  check("fold_norms_forward", [&](Outputs& out) {
+    Real *mean = out.of<Real>(C), *running_var = out.of<Real>(C);
+    const Norm norms[] = {{a.data(), b.data(), mean, running_var, 1e-5, 0.1, 1},
+                          {b.data(), a.data(), mean, running_var, 1e-5, 0.1, 0}};
+    Real *gain = out.of<Real>(C), *offset = out.of<Real>(C);
+    return fold_norms_forward(dtype, 2, C, norms, a.data(), &moments, gain, offset, tape.data());
+  });
+  const uint8_t training[] = {1, 0};
+  check("fold_norms_backward", [&](Outputs& out) {
+    auto* grads = out.of<Real>(5 * C);
+    return fold_norms_backward(dtype, 2, C, a.data(), b.data(), training, &moments, tape.data(),
+                               grads, out.of<Real>(2 * C));
+  });
+}
+
 template <class Stored>
 void check_convolutions(int64_t channels, int64_t outputs, int64_t kernel, int64_t stride) {
   using Real = Wide<Stored>;
@@ -201,6 +234,33 @@ void check_convolutions(int64_t channels, int64_t outputs, int64_t kernel, int64
     return depthwise_weight_grad(dtype, &conv, x.data(), grad.data(),
                                  out.of<Real>(channels * taps));
   });
+  if (stride > 1) return;
+  const auto a = random_numbers<Real>(channels), w = random_numbers<Real>(channels * taps);
+  check("framed_depthwise", [&](Outputs& out) {
+    return framed_depthwise(dtype, &conv, x.data(), a.data(), a.data(), a.data(), w.data(),
+                            out.of<Stored>(positions * channels));
+  });
+  check("framed_depthwise_backward", [&](Outputs& out) {
+    auto* inside = out.of<Stored>(positions * channels);
+    Real *of_gain = out.of<Real>(channels), *of_offset = out.of<Real>(channels);
+    return framed_depthwise_backward(dtype, &conv, x.data(), a.data(), a.data(), a.data(),
+                                     w.data(), grad.data(), inside, of_gain, of_offset,
+                                     out.of<Real>(channels * taps));
+  });
+}
+
+template <class Stored>
+void check_winograd(int64_t channels, int64_t outputs, int64_t padding) {
+  const int64_t images = 7, height = 6, width = 5;
+  const int64_t out_height = height + 2 * padding - 2, out_width = width + 2 * padding - 2;
+  const Conv conv{images, height, width,   channels,   outputs,
+                  3,      1,      padding, out_height, out_width, 3};
+  const auto x = random_numbers<Stored>(images * height * width * channels);
+  const auto weight = random_numbers<Stored>(outputs * channels * 9);
+  check("winograd_conv", [&](Outputs& out) {
+    return winograd_conv(dtype_of<Stored>(), &conv, x.data(), weight.data(),
+                         out.of<Stored>(images * out_height * out_width * outputs));
+  });
 }
 
 template <class Stored>
@@ -211,11 +271,17 @@ void check_all() {
       check_lif<Stored>(soft, T, count);
       check_lif<Stored>(hard, T, count);
     }
-  for (int64_t C : {1, 3, 64, 65, 1100})
+  for (int64_t C : {1, 3, 64, 65, 1100}) {
+    check_fold_norms<Wide<Stored>>(C);
     for (int64_t R : {1, 41}) {
       check_norm_lif<Stored>(soft, 3, R, C);
       check_norm_lif<Stored>(hard, 1, R, C);
     }
+  }
+  for (int64_t padding : {0, 1, 3}) {
+    check_winograd<Stored>(3, 5, padding);
+    check_winograd<Stored>(33, 67, padding);
+  }
   for (int64_t kernel : {1, 3})
     for (int64_t stride : {1, 2}) {
       check_convolutions<Stored>(5, 3, kernel, stride);

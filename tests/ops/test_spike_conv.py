@@ -208,7 +208,7 @@ def test_the_weights_learn_through_the_op() -> None:
 
 def test_currents_are_analog() -> None:
     for op in (spike_conv, spike_conv_weight_grad):
-        assert OUTPUT_ALPHABETS[op._qualname]() == (ANALOG,)
+        assert OUTPUT_ALPHABETS[op.name()]() == (ANALOG,)
 
 
 def test_what_the_kernels_cannot_do_is_done_by_pytorch_and_logged_once(

@@ -13,6 +13,8 @@ from spikeformers.layers import Branch, Chain, ConvBN, LinearBN, RepConv, Trunk,
 from spikeformers.models import Backbone
 from spikeformers.neurons import IF, LIF, PLIF
 from spikeformers.transform import accelerate
+from spikeformers.transform._maps import Recipe
+from spikeformers.transform._weigh import MapConv
 from spikeformers.types import Outputs
 from tests.helpers import (
     assert_same,
@@ -131,12 +133,62 @@ def test_a_trunk_that_recomputes_is_the_same() -> None:
     assert_same_step(model, images(model))
 
 
+@both_memories
+def test_a_static_image_is_convolved_once(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    convolve = MapConv.apply
+
+    def note(recipe: Recipe, x: Tensor, *others: Any) -> Tensor:
+        seen.append(len(x))
+        return convolve(recipe, x, *others)
+
+    monkeypatch.setattr(MapConv, "apply", note)
+    image = randn(2, 3, 7, 8, seed=3)
+    for synapse in (RepConv(3, 6), ConvBN(3, 6, 3, bias=True)):
+        model = enliven(nn.Sequential(synapse, LIF(), ConvBN(6, 2, 1))).train()
+        assert_same_step(model, sf.encode.direct(image, 4), memory)
+    assert seen == [1, 1]
+    image.requires_grad_()
+    (expected,), (actual,) = (
+        torch.autograd.grad(net(sf.encode.direct(image, 4)).square().sum(), image)
+        for net in (model.eval(), accelerate(model, memory))
+    )
+    assert_same(actual, expected)
+
+
 def test_norms_that_do_not_learn_their_statistics_stay_as_they_are() -> None:
     model = enliven(sf.create_model("meta_spikeformer_tiny")).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     assert_same_step(model, images(model))
+
+
+@both_memories
+def test_norms_may_weigh_all_batches_alike_or_rest_one_by_one(memory: str) -> None:
+    model = enliven(nn.Sequential(ConvBN(3, 6, 3, bias=True), LIF(), RepConv(6, 6), LIF())).train()
+    for norm in (model[0].norm, model[2].inner_norm):
+        norm.momentum = None
+    model[2].norm.eval()
+    model(randn(3, 2, 3, 8, 9, seed=3))
+    assert_same_step(model, randn(3, 2, 3, 8, 9, seed=4), memory)
+
+
+def test_frozen_norms_get_no_gradient() -> None:
+    model = enliven(nn.Sequential(ConvBN(3, 6, 3), LIF(), ConvBN(6, 6, 3))).train()
+    model[0].norm.requires_grad_(False)
+    model[2].norm.weight.requires_grad_(False)
+    step(accelerate(model), randn(3, 2, 3, 8, 9))
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == ["0.norm.weight", "0.norm.bias", "2.norm.weight"]
+
+
+def test_a_model_in_bfloat16_is_evaluated() -> None:
+    model = enliven(nn.Sequential(ConvBN(3, 8, 3), LIF())).to(torch.bfloat16).eval()
+    x = randn(2, 3, 3, 8, 9, seed=3, dtype=torch.bfloat16)
+    with torch.no_grad():
+        differ = scores(accelerate(model)(x)).value() != model(x)
+    assert differ.float().mean() < 0.02
 
 
 def test_two_passes_may_come_before_one_gradient() -> None:

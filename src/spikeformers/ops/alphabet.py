@@ -13,4 +13,4 @@ OUTPUT_ALPHABETS: dict[str, AlphabetRule] = {}
 
 def declare_alphabet(op: Any, rule: AlphabetRule) -> None:
     """Declare the output alphabets of a custom op; `rule` takes the op's own arguments."""
-    OUTPUT_ALPHABETS[op._qualname] = rule
+    OUTPUT_ALPHABETS[op.name()] = rule

@@ -1,12 +1,17 @@
 """Autograd around norm, residual sum and neuron: what they compute and keep."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spikeformers.layers.synapse import BatchNorm, moments_over_ranks
+from spikeformers.ops.fold_norms import Moments, Norm, fold_norms, fold_norms_backward
 from spikeformers.ops.norm_lif import (
+    channel_moments,
     norm_add,
     norm_backward,
     norm_lif,
@@ -42,48 +47,54 @@ class Firing(NamedTuple):
 class Affine:
     """The map `gain y + offset` that batch norms in a row make of the moments of `y`.
 
-    It is a function of vectors `[C]`, so plain autograd differentiates it: once it was built, it
-    hands back what a gradient of gain and offset means for the moments and for the parameters.
-
     Args:
-        moments: Mean and variance of the rows on this process, as leaves; none in eval mode.
-        parameters: What gain and offset were made of, detached leaves of the real ones.
-        gain: `[C]`, connected with both.
-        offset: `[C]`, likewise.
+        y: A map; it is looked at if a norm is in training mode.
+        norms: In order; those in training mode move their running statistics.
+        bias: Is added to `y` in front of them.
+
+    Attributes:
+        parameters: What gain and offset were made of.
     """
 
-    def __init__(
-        self, moments: list[Tensor], parameters: list[Tensor], gain: Tensor, offset: Tensor
-    ) -> None:
-        self.moments = moments
-        self.parameters = parameters
-        self.graph = gain, offset
-        self.gain, self.offset = gain.detach(), offset.detach()
+    def __init__(self, y: Tensor, norms: Sequence[BatchNorm], bias: Tensor | None = None) -> None:
+        self.parameters: list[Tensor] = [p for norm in norms for p in (norm.weight, norm.bias)]
+        self.parameters += [] if bias is None else [bias]
+        self.training = [norm.training for norm in norms]
+        self.moments: Moments | None = None
+        with torch.no_grad():
+            if any(self.training):
+                mean, var = channel_moments(rows_of(y))
+                mean, var, total = moments_over_ranks(mean, var, y.numel() // y.shape[2])
+                self.moments = Moments(mean, var, float(total))
+            vectors = [_vectors_of(norm) for norm in norms]
+            self.gain, self.offset, self.tape = fold_norms(vectors, bias, self.moments)
 
     def backward(
         self, grad_x: Tensor, y: Tensor, grad_gain: Tensor, grad_offset: Tensor
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """Return the gradients of the rows `y`, also through their moments, and the parameters'."""
-        leaves = [leaf for leaf in (*self.moments, *self.parameters) if leaf.requires_grad]
-        grads = torch.autograd.grad(
-            self.graph, leaves, (grad_gain, grad_offset), retain_graph=True, allow_unused=True
+        grads, through = fold_norms_backward(
+            grad_gain, grad_offset, self.training, self.moments, self.tape
         )
-        grad_of = dict(zip(map(id, leaves), grads, strict=True))
-        zero = torch.zeros_like(self.gain)
-        slope, level = zero, zero
-        if self.moments:
-            mean, count = self.moments[0].detach(), y.shape[0] * y.shape[1]
-            grad_mean, grad_var = (
-                zero if (grad := grad_of[id(leaf)]) is None else grad / count
-                for leaf in self.moments
-            )
-            slope, level = 2 * grad_var, grad_mean - 2 * grad_var * mean
-        grad_y = norm_backward(grad_x, y, self.gain, slope, level)
-        return grad_y, [grad_of.get(id(leaf)) for leaf in self.parameters]
+        if self.moments is not None and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(through)  # all ranks have used these moments
+        grad_y = norm_backward(grad_x, y, self.gain, *through)
+        return grad_y, grads.unbind()[: len(self.parameters)]
 
-    def backward_from_sum(self, grad_x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def backward_from_sum(self, grad_x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Return the same where no neuron follows."""
         return self.backward(grad_x, y, *norm_products(grad_x, y))
+
+
+def _vectors_of(norm: BatchNorm) -> Norm:
+    """Return what folding takes of a norm, which counts this batch."""
+    share = 0.0
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+        # Without a momentum all batches weigh the same.
+        share = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    statistics = norm.running_mean, norm.running_var
+    return Norm(norm.weight, norm.bias, *statistics, norm.eps, share, norm.training)
 
 
 class Add(torch.autograd.Function):
@@ -175,7 +186,7 @@ class Fire(torch.autograd.Function):
             *ctx.firing.backward_options,
         )
         grad_residual = map_of(grad_x, shape) if ctx.needs_input_grad[6] else None
-        grads: list[Tensor | None] = []
+        grads: Sequence[Tensor] = ()
         if affine is not None:
             grad_x, grads = affine.backward(grad_x, y, grad_gain, grad_offset)
         return *[None] * 5, map_of(grad_x, shape), grad_residual, *grads

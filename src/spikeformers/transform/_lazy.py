@@ -7,7 +7,7 @@ reads. Whatever else touches one of these maps gets an ordinary tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -108,7 +108,6 @@ class CurrentMap(LazyMap):
         y: What the synapse's map gave.
         recipe: What the backward pass keeps of it; default: itself.
         affine: What its norms do to it; `None` does nothing.
-        parameters: The real ones that `affine` was made of.
         residual: Is added.
         residual_is_saved: Whether the backward pass of another sum keeps it anyway.
 
@@ -122,7 +121,6 @@ class CurrentMap(LazyMap):
         y: Tensor,
         recipe: Recipe | None = None,
         affine: Affine | None = None,
-        parameters: Sequence[Tensor] = (),
         residual: Tensor | None = None,
         residual_is_saved: bool = False,
     ) -> None:
@@ -130,7 +128,7 @@ class CurrentMap(LazyMap):
         self.y = y
         self.recipe = Recipe.of(y) if recipe is None else recipe
         self.affine = affine
-        self.parameters = parameters
+        self.parameters = () if affine is None else affine.parameters
         self.residual = residual
         self.residual_is_saved = residual_is_saved
         self.is_stream = False
@@ -170,13 +168,11 @@ class CurrentMap(LazyMap):
         """Return the sum with another map, as another such current where that is possible."""
         if isinstance(other, CurrentMap) and other._value is None and other.residual is None:
             total = self.value()
-            return CurrentMap(
-                other.y, other.recipe, other.affine, other.parameters, total, self.is_saved
-            )
+            return CurrentMap(other.y, other.recipe, other.affine, total, self.is_saved)
         other = dense(other)
         fits = isinstance(other, Tensor) and other.shape == self.shape and other.dtype == self.dtype
         if fits and self._value is None and self.residual is None:
-            return CurrentMap(self.y, self.recipe, self.affine, self.parameters, other)
+            return CurrentMap(self.y, self.recipe, self.affine, other)
         return self.value() + other
 
     __add__ = plus

@@ -10,9 +10,13 @@ from torch.nn.functional import conv2d, conv_transpose2d
 from torch.nn.grad import conv2d_weight
 
 from spikeformers.ops.bits import unpack
-from spikeformers.ops.depthwise import depthwise_weight_grad
-from spikeformers.ops.norm_lif import norm_add
+from spikeformers.ops.depthwise import (
+    depthwise_weight_grad,
+    framed_depthwise,
+    framed_depthwise_backward,
+)
 from spikeformers.ops.spike_conv import spike_conv, spike_conv_weight_grad
+from spikeformers.ops.winograd import is_faster, winograd_conv
 from spikeformers.transform._fire import Affine
 from spikeformers.transform._maps import Recipe, map_of, rows_of
 
@@ -116,28 +120,6 @@ class MapConv(torch.autograd.Function):
         return None, grad_x.unflatten(0, x.shape[:2]), grad_weight, None
 
 
-def bordered_chain(
-    y: Tensor, affine: Affine, border: Tensor, depthwise: Tensor, pointwise: Tensor
-) -> Tensor:
-    """Return the inside of a `RepConv`: norm, border, depthwise 3x3 and pointwise convolution.
-
-    `[T, B, C, H, W]` -> `[T, B, C', H, W]`.
-    """
-    z = conv2d(_framed(y, affine, border), depthwise.to(y.dtype), groups=len(depthwise))
-    return conv2d(z, pointwise.to(y.dtype)).unflatten(0, y.shape[:2])
-
-
-def _framed(y: Tensor, affine: Affine, border: Tensor) -> Tensor:
-    """Return `gain y + offset` with a border `[C]`, as images `[T*B, C, H+2, W+2]`."""
-    steps, batch, channels, height, width = y.shape
-    framed = y.new_empty(steps * batch, height + 2, width + 2, channels)
-    for edge in (framed[:, 0], framed[:, -1], framed[:, :, 0], framed[:, :, -1]):
-        edge.copy_(border)
-    inside = norm_add(rows_of(y), None, affine.gain, affine.offset)
-    framed[:, 1:-1, 1:-1] = inside.view(-1, height, width, channels)
-    return framed.movedim(-1, 1)
-
-
 class SpikeProduct(torch.autograd.Function):
     """`scale q (k^T v)` head by head, where of q, k and v only the bits are kept."""
 
@@ -192,6 +174,17 @@ def _rows(x: Tensor, steps: int) -> Tensor:
     return x.transpose(1, 2).reshape(steps, -1, x.shape[1] * x.shape[3])
 
 
+def bordered_chain(
+    y: Tensor, affine: Affine, border: Tensor, depthwise: Tensor, pointwise: Tensor
+) -> Tensor:
+    """Return the inside of a `RepConv`: norm, border, depthwise and pointwise convolution.
+
+    `[T, B, C, H, W]` -> `[T, B, C', H, W]`.
+    """
+    z = framed_depthwise(_positions(y), affine.gain, affine.offset, border, depthwise)
+    return conv2d(z.movedim(-1, 1), pointwise.to(y.dtype)).unflatten(0, y.shape[:2])
+
+
 class BorderedChain(torch.autograd.Function):
     """See `bordered_chain`: only the map before the norm is kept, or what it is computed from."""
 
@@ -214,20 +207,22 @@ class BorderedChain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the two maps in between again."""
+        """Compute the map between the convolutions again."""
         border, depthwise, pointwise, *tensors = ctx.saved_tensors
-        y, affine, plain = ctx.rebuild(*tensors), ctx.affine, Kernel(1, 0, 1)
-        framed = _framed(y, affine, border)
-        z = conv2d(framed, depthwise.to(y.dtype), groups=len(depthwise))
+        y, affine = ctx.rebuild(*tensors), ctx.affine
+        seen = _positions(y), affine.gain, affine.offset, border, depthwise
+        z = framed_depthwise(*seen).movedim(-1, 1)
         grad = _channels_last(grad.flatten(0, 1))
+        plain = Kernel(1, 0, 1)
         grad_pointwise = grad_of_weight(grad, z, pointwise, plain)
         grad = grad_of_images(grad, pointwise, z.shape[2:], plain)
-        per_channel = Kernel(1, 0, len(depthwise))
-        grad_depthwise = grad_of_weight(grad, framed, depthwise, per_channel)
-        grad = grad_of_images(grad, depthwise, framed.shape[2:], per_channel)
-        inside = grad[..., 1:-1, 1:-1].unflatten(0, y.shape[:2])
-        grad_y, grads = affine.backward_from_sum(rows_of(inside), rows_of(y))
-        grad_y = map_of(grad_y, y.shape)
+        grad, grad_gain, grad_offset, grad_depthwise = framed_depthwise_backward(
+            grad.movedim(1, -1), *seen
+        )
+        grad_y, grads = affine.backward(
+            grad.view(rows_of(y).shape), rows_of(y), grad_gain, grad_offset
+        )
+        grad_y, grad_depthwise = map_of(grad_y, y.shape), _like(depthwise, grad_depthwise)
         return None, None, grad_y, None, grad_depthwise, grad_pointwise, *grads
 
 
@@ -235,16 +230,23 @@ def grad_of_images(
     grad: Tensor, weight: Tensor, size: torch.Size | tuple[int, int], kernel: Kernel
 ) -> Tensor:
     """Return the gradient of what a convolution saw, `[N, C', H', W']` -> `[N, C, *size]`."""
-    side, is_depthwise = weight.shape[-1], kernel.groups == len(weight) == grad.shape[1]
-    if is_depthwise and weight.shape[1] == kernel.stride == 1 and kernel.padding < side:
-        # The same, and faster than PyTorch's own way.
-        mirrored, around = weight.to(grad.dtype).flip(-2, -1), side - 1 - kernel.padding
-        return conv2d(grad, mirrored, None, 1, around, 1, kernel.groups)
+    side, around = weight.shape[-1], weight.shape[-1] - 1 - kernel.padding
+    if kernel.stride == 1 and around >= 0:  # then it is itself a convolution
+        positions = grad.movedim(1, -1)
+        if kernel.groups == len(weight) and weight.shape[1] == 1:
+            return conv2d(grad, _mirrored(weight, grad), None, 1, around, 1, kernel.groups)
+        if kernel.groups == 1 and side == 3 and is_faster(positions, weight.shape[1], around):
+            mirrored = _mirrored(weight, grad).transpose(0, 1)
+            return winograd_conv(positions, mirrored, around).movedim(-1, 1)
     reached = [
         (length - 1) * kernel.stride - 2 * kernel.padding + side for length in grad.shape[2:]
     ]
     missing = [full - got for full, got in zip(size, reached, strict=True)]
     return conv_transpose2d(grad, weight.to(grad.dtype), None, *kernel[:2], missing, kernel.groups)
+
+
+def _mirrored(weight: Tensor, grad: Tensor) -> Tensor:
+    return weight.to(grad.dtype).flip(-2, -1)
 
 
 def grad_of_weight(grad: Tensor, images: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
@@ -262,6 +264,11 @@ def _like(weight: Tensor, grad: Tensor) -> Tensor:
     if grad.dtype == weight.dtype and grad.stride() == weight.stride():
         return grad
     return torch.empty_like(weight).copy_(grad)
+
+
+def _positions(x: Tensor) -> Tensor:
+    """`[T, B, C, H, W]` -> `[T*B, H, W, C]`."""
+    return x.flatten(0, 1).movedim(1, -1)
 
 
 def _channels_last(images: Tensor) -> Tensor:

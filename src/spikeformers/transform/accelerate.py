@@ -15,26 +15,22 @@ ordinary tensor from them.
 import copy
 import functools
 import logging
-from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map
 
 from spikeformers.errors import InputError
 from spikeformers.layers import SSA, Conv, ConvBN, LinearBN, RepConv, ReversibleTrunk, Trunk
 from spikeformers.layers.attention import matrix_product
-from spikeformers.layers.synapse import BatchNorm, moments_over_ranks
 from spikeformers.neurons import LIF, Neuron
 from spikeformers.ops.bits import firing_rate
 from spikeformers.ops.checks import membrane_dtype
-from spikeformers.ops.norm_lif import channel_moments
 from spikeformers.ops.surrogate import SURROGATES
 from spikeformers.transform._fire import Affine, Firing
 from spikeformers.transform._lazy import CurrentMap, SpikeMap, dense
-from spikeformers.transform._maps import Recipe, rows_of
+from spikeformers.transform._maps import Recipe, map_of, rows_of
 from spikeformers.transform._weigh import (
     BorderedChain,
     Kernel,
@@ -110,58 +106,62 @@ class _Twin(_Part):
     returns_tensors = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _are_hooked([self]):
+        if _is_hooked(self):
             args, kwargs = tree_map(dense, (args, kwargs))
         return super().__call__(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         y = super().forward(*args, **kwargs)
-        return tree_map(dense, y) if self.returns_tensors or _are_hooked([self]) else y
+        return tree_map(dense, y) if self.returns_tensors or _is_hooked(self) else y
 
 
-def _are_hooked(modules: Iterable[nn.Module]) -> bool:
-    return any(
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        for module in modules
     )
+
+
+def _is_hooked_inside(module: nn.Module) -> bool:
+    return any(map(_is_hooked, module.children()))
 
 
 class _FastConvBN(_Part, ConvBN):
     def forward(self, x: Tensor) -> Any:
-        if not _is_map(x) or _are_hooked(self.children()):
+        if not _is_map(x) or _is_hooked_inside(self):
             return super().forward(dense(x))
         y, recipe = _convolved(x, self.conv)
-        return _normalised(y, _kept(y, recipe, self.memory), [self.norm], self.conv.bias)
+        affine = Affine(y, [self.norm], self.conv.bias)
+        return CurrentMap(y, _kept(y, recipe, self.memory), affine)
 
 
 class _FastLinearBN(_Part, LinearBN):
     def forward(self, x: Tensor) -> Any:
-        if not _is_map(x) or _are_hooked(self.children()):
+        if not _is_map(x) or _is_hooked_inside(self):
             return super().forward(dense(x))
         weight = self.linear.weight[..., None, None]
         y, recipe = _weighed(x, weight, Kernel(1, 0, 1))
-        return _normalised(y, _kept(y, recipe, self.memory), [self.norm], self.linear.bias)
+        affine = Affine(y, [self.norm], self.linear.bias)
+        return CurrentMap(y, _kept(y, recipe, self.memory), affine)
 
 
 class _FastRepConv(_Part, RepConv):
     def forward(self, x: Tensor) -> Any:
-        if not _is_map(x) or _are_hooked(self.children()):
+        if not _is_map(x) or _is_hooked_inside(self):
             return super().forward(dense(x))
         y, again = _convolved(x, self.pointwise1)
-        first = _normalised(y, again, [self.border_norm])
+        affine = Affine(y, [self.border_norm])
         border = self.border_norm.affine_map()[1].detach()
         weights = border, self.depthwise.weight, self.pointwise2.weight
-        affine = cast(Affine, first.affine)
-        z = BorderedChain.apply(affine, again, y, *weights, *first.parameters)
+        z = BorderedChain.apply(affine, again, y, *weights, *affine.parameters)
 
         def rebuild(*tensors: Tensor) -> Tensor:
             return bordered_chain(again.rebuild(*tensors[3:]), affine, *tensors[:3])
 
         recipe = _kept(z, Recipe(rebuild, (*weights, *again.tensors)), self.memory)
-        return _normalised(z, recipe, [self.inner_norm, self.norm])
+        return CurrentMap(z, recipe, Affine(z, [self.inner_norm, self.norm]))
 
 
 class _FastConv(Conv):
@@ -260,6 +260,10 @@ def _convolved(x: Any, conv: nn.Conv2d) -> tuple[Tensor, Recipe]:
 
 def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> tuple[Tensor, Recipe]:
     """`[T, B, C, H, W]` as spikes or as a map -> `[T, B, C', H', W']`, and how to repeat it."""
+    if _is_static(x):
+        y, once = _weighed(x[:1], weight, kernel)
+        repeat = functools.partial(_at_every_step, steps=len(x))
+        return repeat(y), Recipe(lambda *kept: repeat(once.rebuild(*kept)), once.tensors)
     device = x.device.type
     # Spikes have the dtype that the current in front of them was rounded to.
     with torch.autocast(device, enabled=False):
@@ -279,6 +283,17 @@ def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> tuple[Tensor, Recipe]:
     return y, Recipe(rebuild, (weight, *again.tensors))
 
 
+def _is_static(x: Any) -> bool:
+    """Whether all steps of an input are the same memory, as those of a repeated image are."""
+    return isinstance(x, Tensor) and len(x) > 1 and x.stride(0) == 0 and not x.requires_grad
+
+
+def _at_every_step(y: Tensor, steps: int) -> Tensor:
+    """`[1, B, C, H, W]` -> `[T, B, C, H, W]`."""
+    rows = rows_of(y).expand(steps, -1, -1).contiguous()
+    return map_of(rows, torch.Size((steps, *y.shape[1:])))
+
+
 def _kept(y: Tensor, recipe: Recipe, memory: str) -> Recipe:
     """Return what the backward pass keeps of a map that can be computed again from spikes."""
     return recipe if memory == "low" else Recipe.of(y)
@@ -291,43 +306,3 @@ def _is_sparse(x: SpikeMap, kernel: Kernel) -> bool:
     """
     most = 0.25 if x.dtype.itemsize == 2 else 0.4
     return kernel.groups == 1 and firing_rate(x.bits, x.shape[2]) < most
-
-
-def _normalised(
-    y: Tensor, recipe: Recipe, norms: Sequence[BatchNorm], bias: Tensor | None = None
-) -> CurrentMap:
-    """Return the current that norms in a row make of `y + bias`, without computing it yet."""
-    parameters: list[Tensor] = [p for norm in norms for p in (norm.weight, norm.bias)]
-    parameters += [] if bias is None else [bias]
-    # Checkpointing must not compute again what is as small as this.
-    kept_as_they_are = saved_tensors_hooks(lambda vector: vector, lambda vector: vector)
-    with torch.enable_grad(), torch.autocast(y.device.type, enabled=False), kept_as_they_are:
-        leaves = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
-        moments = []
-        if any(norm.training for norm in norms):
-            moments = [m.requires_grad_() for m in channel_moments(rows_of(y.detach()))]
-        gain, offset = _affine(norms, leaves, moments, y.numel() // y.shape[2])
-    return CurrentMap(y, recipe, Affine(moments, leaves, gain, offset), parameters)
-
-
-def _affine(
-    norms: Sequence[BatchNorm], parameters: Sequence[Tensor], moments: Sequence[Tensor], count: int
-) -> tuple[Tensor, Tensor]:
-    """Return gain and offset of norms in a row, and move their running statistics.
-
-    A norm sees `gain y + offset`, whose moments follow from those of `y`: the tensor itself is
-    looked at once.
-    """
-    gain = torch.ones_like(parameters[0])
-    offset = torch.zeros_like(gain) if len(parameters) == 2 * len(norms) else parameters[-1]
-    if moments:
-        mean_y, var_y, total = moments_over_ranks(moments[0], moments[1], count)
-    for norm, weight, bias in zip(norms, parameters[::2], parameters[1::2], strict=False):
-        if norm.training:
-            mean, var = gain * mean_y + offset, gain.square() * var_y
-            norm.observe(mean.detach(), var.detach(), total)
-        else:
-            mean, var = norm.running_mean, norm.running_var
-        scale = weight * torch.rsqrt(var + norm.eps)
-        gain, offset = gain * scale, (offset - mean) * scale + bias
-    return gain, offset

@@ -3,8 +3,8 @@
 // A block of neurons walks through all steps, its membranes in the first-level cache. The backward
 // pass walks forward first, to compute the membranes again.
 #include <algorithm>
-#include <vector>
 
+#include "buffer.h"
 #include "export.h"
 #include "neuron.h"
 #include "number.h"
@@ -46,8 +46,8 @@ int forward(const Neuron& neuron, int64_t T, int64_t neurons, const Stored* x,
   constexpr int64_t size = BLOCK<Stored>;
   const int64_t blocks = (neurons + size - 1) / size;
   return parallel_for(blocks, grain(T * size), [=](int64_t begin, int64_t end) {
-    Wide<Stored> v[size];
-    Stored fired[size];
+    alignas(64) Wide<Stored> v[size];
+    alignas(64) Stored fired[size];
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * size, count = std::min(size, neurons - first);
       start(v, v0 ? v0 + first : nullptr, neuron.rest, count);
@@ -68,9 +68,9 @@ int backward(const Neuron& neuron, const Slope& slope, int64_t T, int64_t neuron
   constexpr int64_t size = BLOCK<Stored>;
   const int64_t blocks = (neurons + size - 1) / size;
   return parallel_for(blocks, grain(T * size), [=](int64_t begin, int64_t end) {
-    Wide<Stored> v[size];
-    Stored grads[size];
-    std::vector<Wide<Stored>> h(T * size);
+    alignas(64) Wide<Stored> v[size];
+    alignas(64) Stored grads[size];
+    Buffer<Wide<Stored>> h(T * size);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * size, count = std::min(size, neurons - first);
       start(v, v0 ? v0 + first : nullptr, neuron.rest, count);

@@ -7,10 +7,12 @@
 // Sums over rows are formed in chunks of tiles, whose number depends on the shape alone, and the
 // chunks' sums are added up in order: results are the same for any number of threads.
 #include <algorithm>
-#include <functional>
+#include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "bits.h"
+#include "buffer.h"
 #include "export.h"
 #include "neuron.h"
 #include "number.h"
@@ -21,6 +23,7 @@
 namespace {
 
 constexpr int64_t TILE = 128;                // numbers in a tile, about: short runs are fetched best
+constexpr int64_t VECTOR = 16;               // numbers, at any level
 constexpr int64_t CHUNK = 1 << 16;           // numbers in a chunk, about: they fit into a core's cache
 constexpr int64_t WORTH_A_THREAD = 1 << 15;  // numbers
 
@@ -28,8 +31,12 @@ constexpr int64_t WORTH_A_THREAD = 1 << 15;  // numbers
 struct Tiles {
   int64_t T, R, C, rows, count;
 
-  Tiles(int64_t T, int64_t R, int64_t C)
-      : T(T), R(R), C(C), rows(std::max<int64_t>(1, TILE / C)), count((R + rows - 1) / rows) {}
+  Tiles(int64_t T, int64_t R, int64_t C) : T(T), R(R), C(C) {
+    // Only the last tile may end within a vector.
+    const int64_t together = VECTOR / std::gcd(C, VECTOR);
+    rows = std::max<int64_t>(1, TILE / (together * C)) * together;
+    count = (R + rows - 1) / rows;
+  }
 
   int64_t size() const { return rows * C; }
   int64_t rows_of(int64_t tile) const { return std::min(rows, R - tile * rows); }
@@ -46,8 +53,8 @@ void ask_for(const Stored* from, int64_t count) {
 
 // A vector [C] once per row of a tile.
 template <class Real>
-std::vector<Real> along_tile(const Tiles& tiles, const Real* vector, Real otherwise) {
-  std::vector<Real> repeated(tiles.size(), otherwise);
+Buffer<Real> along_tile(const Tiles& tiles, const Real* vector, Real otherwise) {
+  Buffer<Real> repeated(tiles.size(), otherwise);
   if (vector)
     for (int64_t row = 0; row < tiles.rows; ++row)
       std::copy_n(vector, tiles.C, repeated.data() + row * tiles.C);
@@ -68,6 +75,18 @@ void widen_all(const Stored* __restrict from, Real* __restrict to, int64_t count
 template <class Real, class Stored>
 void narrow_all(const Real* __restrict from, Stored* __restrict to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = narrow<Stored>(from[i]);
+}
+
+// Narrows on the way to memory; `between` is as long as a tile.
+template <class Stored>
+void store_narrow(Stored* to, const Wide<Stored>* from, Stored* between, int64_t count,
+                  bool large) {
+  if constexpr (std::is_same_v<Stored, Wide<Stored>>) {
+    store(to, from, count, large);
+  } else {
+    narrow_all(from, between, count);
+    store(to, between, count, large);
+  }
 }
 
 template <class Real, class Stored>
@@ -103,47 +122,24 @@ void step(const Neuron neuron, const Real* __restrict x, Real* __restrict v,
   }
 }
 
-// The step again, given what fired.
-template <class Neuron, class Real>
-void step_again(const Neuron neuron, const Real* __restrict x, const uint8_t* __restrict fired,
+// The step again, given what fired; x = gain y + offset.
+template <class Neuron, class Real, class Stored>
+void step_again(const Neuron neuron, const Stored* __restrict y, const Real* __restrict gain,
+                const Real* __restrict offset, const uint8_t* __restrict fired,
                 Real* __restrict v, Real* __restrict h, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    h[i] = neuron.charge(v[i], x[i]);
+    h[i] = neuron.charge(v[i], gain[i] * widen(y[i]) + offset[i]);
     v[i] = neuron.reset(h[i], fired[i] != 0);
   }
 }
 
-template <class Slope, class Real>
-void slopes_at(const Slope slope, const Real* __restrict h, Real threshold, Real* __restrict slopes,
-               int64_t count) {
-  for (int64_t i = 0; i < count; ++i) slopes[i] = slope(h[i] - threshold);
-}
-
-// Surrogate derivatives at membranes h: apart from the neuron, so that each is compiled once.
-template <class Real>
-using Slopes = std::function<void(const Real* h, Real* slopes, int64_t count)>;
-
-template <class Real>
-Slopes<Real> slopes_of(const NeuronOptions& options) {
-  Slopes<Real> slopes;
-  const Real threshold = static_cast<Real>(options.v_threshold);
-  with_surrogate<Real>(options.surrogate, options.alpha, [&](const auto& slope) {
-    slopes = [slope, threshold](const Real* h, Real* out, int64_t count) {
-      slopes_at(slope, h, threshold, out, count);
-    };
-    return 0;
-  });
-  return slopes;
-}
-
-template <class Neuron, class Real, class Stored>
-void step_back(const Neuron neuron, const Stored* __restrict grad_spikes,
-               const Real* __restrict slopes, const Real* __restrict h,
-               const uint8_t* __restrict fired, Real* __restrict grad_v, Real* __restrict grad_x,
-               int64_t count) {
+template <class Neuron, class Slope, class Real, class Stored>
+void step_back(const Neuron neuron, const Slope slope, const Stored* __restrict grad_spikes,
+               const Real* __restrict h, const uint8_t* __restrict fired,
+               Real* __restrict grad_v, Real* __restrict grad_x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    const Real grad_h =
-        neuron.grad_h(h[i], fired[i] != 0, slopes[i], widen(grad_spikes[i]), grad_v[i]);
+    const Real grad_h = neuron.grad_h(h[i], fired[i] != 0, slope(h[i] - neuron.threshold),
+                                      widen(grad_spikes[i]), grad_v[i]);
     grad_v[i] = grad_h * neuron.decay;
     grad_x[i] = neuron.grad_x(grad_h);
   }
@@ -167,7 +163,7 @@ int sum_over_rows(const Tiles& tiles, Real* const (&out)[SUMS], const Body& body
   std::vector<double> partial(chunks * SUMS * C);
   double* const totals = partial.data();
   const int failed = parallel_for(chunks, 1, [=, &tiles, &body](int64_t begin, int64_t end) {
-    std::vector<Real> sums(SUMS * tiles.size());
+    Buffer<Real> sums(SUMS * tiles.size());
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       std::fill(sums.begin(), sums.end(), Real{0});
       body(chunk * per_chunk, std::min(tiles.count, (chunk + 1) * per_chunk), sums.data());
@@ -199,11 +195,11 @@ int moments(int64_t rows, int64_t C, const Stored* y, Wide<Stored>* mean, Wide<S
   std::vector<double> means(chunks * C), squares(chunks * C);
   double *const mean_of = means.data(), *const squares_of = squares.data();
   const int failed = parallel_for(chunks, 1, [=](int64_t begin, int64_t end) {
-    std::vector<Real> sum(size), square(size), first_row(C);
+    Buffer<Real> sum(size), square(size), first_row(C);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * per_chunk, last = std::min(tiles.count, first + per_chunk);
       widen_all(y + tiles.at(0, first), first_row.data(), C);
-      const std::vector<Real> origin = along_tile<Real>(tiles, first_row.data(), 0);
+      const Buffer<Real> origin = along_tile<Real>(tiles, first_row.data(), 0);
       std::fill(sum.begin(), sum.end(), Real{0});
       std::fill(square.begin(), square.end(), Real{0});
       for (int64_t tile = first; tile < last; ++tile)
@@ -243,9 +239,9 @@ int forward(const Neuron& neuron, const Tiles& tiles, const Stored* y, const Sto
   const int64_t words = words_of(tiles.C), size = tiles.size();
   return parallel_for(tiles.count, tiles.grain(), [=](int64_t begin, int64_t end) {
     const auto gains = along_tile<Real>(tiles, gain, 1), offsets = along_tile<Real>(tiles, offset, 0);
-    std::vector<Real> x(tiles.size()), v(tiles.size());
-    std::vector<Stored> total(tiles.size());
-    std::vector<uint8_t> fired(tiles.size() + BIT_SLACK);
+    Buffer<Real> x(tiles.size()), v(tiles.size());
+    Buffer<Stored> total(tiles.size());
+    Buffer<uint8_t> fired(tiles.size() + BIT_SLACK);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t rows = tiles.rows_of(tile), count = rows * tiles.C;
       start<Real>(v.data(), nullptr, neuron.rest, count);
@@ -258,9 +254,8 @@ int forward(const Neuron& neuron, const Tiles& tiles, const Stored* y, const Sto
         affine(y + at, gains.data(), offsets.data(), x.data(), count);
         if (residual) add(residual + at, x.data(), count);
         if (stream) {
-          narrow_all(x.data(), total.data(), count);
-          widen_all(total.data(), x.data(), count);
-          store(stream + at, total.data(), count, large);
+          store_narrow(stream + at, x.data(), total.data(), count, large);
+          if constexpr (!std::is_same_v<Stored, Real>) widen_all(total.data(), x.data(), count);
         }
         step(neuron, x.data(), v.data(), fired.data(), count);
         int64_t* const out = bits + (t * tiles.R + tile * tiles.rows) * words;
@@ -271,8 +266,8 @@ int forward(const Neuron& neuron, const Tiles& tiles, const Stored* y, const Sto
   });
 }
 
-template <class Stored, class Neuron>
-int backward(const Neuron& neuron, const Slopes<Wide<Stored>>& slopes_of, const Tiles& tiles,
+template <class Stored, class Neuron, class Slope>
+int backward(const Neuron& neuron, const Slope& slope, const Tiles& tiles,
              const Stored* grad_spikes, const Stored* grad_stream, const int64_t* bits,
              const Stored* y, const Stored* stream, const Wide<Stored>* gain,
              const Wide<Stored>* offset, Stored* grad_x, Wide<Stored>* grad_gain,
@@ -280,11 +275,13 @@ int backward(const Neuron& neuron, const Slopes<Wide<Stored>>& slopes_of, const 
   using Real = Wide<Stored>;
   const bool large = is_large<Stored>(tiles.T * tiles.R * tiles.C);
   const int64_t words = words_of(tiles.C), T = tiles.T, size = tiles.size();
-  const auto walk = [=, &slopes_of](int64_t begin, int64_t end, Real* sums) {
-    const auto gains = along_tile<Real>(tiles, gain, 1), offsets = along_tile<Real>(tiles, offset, 0);
-    std::vector<Real> x(size), v(size), slopes(size), h(T * size);
-    std::vector<uint8_t> fired(T * size + BIT_SLACK);
-    std::vector<Stored> grads(size);
+  const auto walk = [=](int64_t begin, int64_t end, Real* sums) {
+    const Stored* const from = stream ? stream : y;
+    const auto gains = along_tile<Real>(tiles, stream ? nullptr : gain, 1);
+    const auto offsets = along_tile<Real>(tiles, stream ? nullptr : offset, 0);
+    Buffer<Real> x(size), v(size), h(T * size);
+    Buffer<uint8_t> fired(T * size + BIT_SLACK);
+    Buffer<Stored> grads(size);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t rows = tiles.rows_of(tile), count = rows * tiles.C;
       start<Real>(v.data(), nullptr, neuron.rest, count);
@@ -299,23 +296,17 @@ int backward(const Neuron& neuron, const Slopes<Wide<Stored>>& slopes_of, const 
           if (stream) ask_for(stream + at + size, count);
           if (grad_stream) ask_for(grad_stream + at + size, count);
         }
-        if (stream) {
-          widen_all(stream + at, x.data(), count);
-        } else {
-          affine(y + at, gains.data(), offsets.data(), x.data(), count);
-        }
-        step_again(neuron, x.data(), &fired[t * size], v.data(), &h[t * size], count);
+        step_again(neuron, from + at, gains.data(), offsets.data(), &fired[t * size], v.data(),
+                   &h[t * size], count);
       }
       std::fill_n(v.data(), count, Real{0});
       for (int64_t t = T - 1; t >= 0; --t) {
         const int64_t at = tiles.at(t, tile);
-        slopes_of(&h[t * size], slopes.data(), count);
-        step_back(neuron, grad_spikes + at, slopes.data(), &h[t * size], &fired[t * size], v.data(),
+        step_back(neuron, slope, grad_spikes + at, &h[t * size], &fired[t * size], v.data(),
                   x.data(), count);
         if (grad_stream) add(grad_stream + at, x.data(), count);
         if (sums) add_products(x.data(), y + at, sums, sums + size, count);
-        narrow_all(x.data(), grads.data(), count);
-        store(grad_x + at, grads.data(), count, large);
+        store_narrow(grad_x + at, x.data(), grads.data(), count, large);
       }
     }
   };
@@ -347,14 +338,13 @@ EXPORT int norm_add(int32_t dtype, int64_t rows, int64_t C, const void* y, const
     return parallel_for(tiles.count, tiles.grain(), [=](int64_t begin, int64_t end) {
       const auto gains = along_tile<Real>(tiles, static_cast<const Real*>(gain), 1);
       const auto offsets = along_tile<Real>(tiles, static_cast<const Real*>(offset), 0);
-      std::vector<Real> x(tiles.size());
-      std::vector<Stored> total(tiles.size());
+      Buffer<Real> x(tiles.size());
+      Buffer<Stored> total(tiles.size());
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t at = tiles.at(0, tile), count = tiles.rows_of(tile) * C;
         affine(from + at, gains.data(), offsets.data(), x.data(), count);
         if (around) add(around + at, x.data(), count);
-        narrow_all(x.data(), total.data(), count);
-        store(static_cast<Stored*>(stream) + at, total.data(), count, large);
+        store_narrow(static_cast<Stored*>(stream) + at, x.data(), total.data(), count, large);
       }
     });
   });
@@ -370,7 +360,7 @@ EXPORT int norm_products(int32_t dtype, int64_t rows, int64_t C, const void* gra
     return sum_over_rows<2, Real>(
         tiles, {static_cast<Real*>(grad_gain), static_cast<Real*>(grad_offset)},
         [=](int64_t begin, int64_t end, Real* sums) {
-          std::vector<Real> wide(tiles.size());
+          Buffer<Real> wide(tiles.size());
           for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t at = tiles.at(0, tile), count = tiles.rows_of(tile) * C;
             widen_all(g + at, wide.data(), count);
@@ -392,14 +382,13 @@ EXPORT int norm_backward(int32_t dtype, int64_t rows, int64_t C, const void* gra
       const auto as = along_tile<Real>(tiles, static_cast<const Real*>(a), 1);
       const auto bs = along_tile<Real>(tiles, static_cast<const Real*>(b), 0);
       const auto cs = along_tile<Real>(tiles, static_cast<const Real*>(c), 0);
-      std::vector<Real> x(tiles.size());
-      std::vector<Stored> grads(tiles.size());
+      Buffer<Real> x(tiles.size());
+      Buffer<Stored> grads(tiles.size());
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t at = tiles.at(0, tile), count = tiles.rows_of(tile) * C;
         affine(from + at, bs.data(), cs.data(), x.data(), count);
         add_scaled(g + at, as.data(), x.data(), count);
-        narrow_all(x.data(), grads.data(), count);
-        store(static_cast<Stored*>(grad_y) + at, grads.data(), count, large);
+        store_narrow(static_cast<Stored*>(grad_y) + at, x.data(), grads.data(), count, large);
       }
     });
   });
@@ -428,12 +417,14 @@ EXPORT int norm_lif_backward(int32_t dtype, const NeuronOptions* options, int64_
     using Stored = decltype(number);
     using Real = Wide<Stored>;
     return with_neuron<Real>(*options, [&](const auto& neuron) {
-      return backward(neuron, slopes_of<Real>(*options), Tiles(T, R, C),
+      return with_surrogate<Real>(options->surrogate, options->alpha, [&](const auto& slope) {
+      return backward(neuron, slope, Tiles(T, R, C),
                       static_cast<const Stored*>(grad_spikes),
                       static_cast<const Stored*>(grad_stream), bits, static_cast<const Stored*>(y),
                       static_cast<const Stored*>(stream), static_cast<const Real*>(gain),
                       static_cast<const Real*>(offset), static_cast<Stored*>(grad_x),
                       static_cast<Real*>(grad_gain), static_cast<Real*>(grad_offset));
+    });
     });
   });
 }

@@ -1,5 +1,9 @@
-"""Depthwise convolutions: the gradient of their weights, for which PyTorch is slow on a CPU."""
+"""Depthwise convolutions: what PyTorch is slow at on a CPU."""
 
-from spikeformers.ops.depthwise.op import depthwise_weight_grad
+from spikeformers.ops.depthwise.op import (
+    depthwise_weight_grad,
+    framed_depthwise,
+    framed_depthwise_backward,
+)
 
-__all__ = ["depthwise_weight_grad"]
+__all__ = ["depthwise_weight_grad", "framed_depthwise", "framed_depthwise_backward"]

@@ -1,7 +1,8 @@
-"""What is fast on a CPU: `csrc/depthwise_weight_grad.cpp`, one sum of products per tap."""
+"""What is fast on a CPU: one sum of products per tap, in `csrc/*depthwise*.cpp`."""
 
 import ctypes
 
+import torch
 from torch import Tensor
 
 from spikeformers.ops.checks import membrane_dtype
@@ -10,6 +11,8 @@ from spikeformers.ops.native import INT, POINTER, Kernel, dtype_code, or_else
 from spikeformers.ops.spike_conv.native import Conv
 
 _weight_grad = Kernel("depthwise_weight_grad", INT, *[POINTER] * 4)
+_framed = Kernel("framed_depthwise", INT, *[POINTER] * 7)
+_framed_backward = Kernel("framed_depthwise_backward", INT, *[POINTER] * 11)
 
 
 @or_else(reference.depthwise_weight_grad)
@@ -24,3 +27,46 @@ def depthwise_weight_grad(
     x, grad = x.contiguous(), grad.contiguous()
     _weight_grad(dtype_code(x), ctypes.byref(conv), x, grad, grad_weight)
     return grad_weight
+
+
+@or_else(reference.framed_depthwise)
+def framed_depthwise(
+    x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor
+) -> Tensor:
+    """See `reference.framed_depthwise`."""
+    y = torch.empty(x.shape, dtype=x.dtype)
+    _framed(dtype_code(x), _same(x, weight), *_seen(x, gain, offset, border, weight), y)
+    return y
+
+
+@or_else(reference.framed_depthwise_backward)
+def framed_depthwise_backward(
+    grad: Tensor, x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.framed_depthwise_backward`."""
+    inside = torch.empty(x.shape, dtype=x.dtype)
+    wide = membrane_dtype(x)
+    of_gain, of_offset, of_weight = (
+        torch.empty(p.shape, dtype=wide) for p in (gain, offset, weight)
+    )
+    seen = _seen(x, gain, offset, border, weight)
+    grads = inside, of_gain, of_offset, of_weight
+    _framed_backward(dtype_code(x), _same(x, weight), *seen, grad.contiguous(), *grads)
+    return grads
+
+
+def _same(x: Tensor, weight: Tensor) -> "ctypes._Pointer[Conv]":
+    """Return a convolution that leaves the size of maps as it is."""
+    kernel_size = weight.shape[-1]
+    return ctypes.pointer(Conv.between(x, x.shape[3], x, kernel_size, 1, kernel_size // 2))
+
+
+def _seen(x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """Return what a framed convolution sees, as the kernels take it: weights as `[k, k, C]`."""
+    wide = membrane_dtype(x)
+    *vectors, weight = (p.to(wide) for p in parameters)
+    return [
+        x.contiguous(),
+        *(vector.contiguous() for vector in vectors),
+        weight[:, 0].movedim(0, -1).contiguous(),
+    ]

@@ -1,17 +1,22 @@
-"""What PyTorch sees: the weight gradient of a depthwise convolution, a custom op."""
+"""What PyTorch sees: custom ops around depthwise convolutions, without autograd.
+
+`transform/_weigh.py` joins them to what stands in front and behind.
+"""
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.checks import membrane_dtype
+from spikeformers.ops.define import custom_op
 from spikeformers.ops.depthwise import native
 from spikeformers.ops.spike_conv.reference import out_shape
 from spikeformers.types import ANALOG
 
 
-@torch.library.custom_op("spikeformers::depthwise_weight_grad", mutates_args=())
+@custom_op("spikeformers::depthwise_weight_grad")
 def depthwise_weight_grad(
     x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding: int
 ) -> Tensor:
@@ -21,18 +26,73 @@ def depthwise_weight_grad(
             f"x has shape {list(x.shape)}, kernel_size={kernel_size}, stride={stride}, "
             f"padding={padding}: expected [N, H, W, C] and a convolution"
         )
-    expected = (*out_shape(x, kernel_size, stride, padding), x.shape[3])
-    if grad.shape != expected or grad.dtype != x.dtype:
-        raise InputError(
-            f"grad is {grad.dtype} {list(grad.shape)}: expected {x.dtype} {list(expected)}"
-        )
+    check_gradient(grad, x, (*out_shape(x, kernel_size, stride, padding), x.shape[3]))
     return native.depthwise_weight_grad(x, grad, kernel_size, stride, padding)
 
 
-@depthwise_weight_grad.register_fake
+@custom_op("spikeformers::framed_depthwise")
+def framed_depthwise(
+    x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor
+) -> Tensor:
+    """Convolve `gain x + offset`, surrounded by `border`: `[N, H, W, C]` -> `[N, H, W, C]`."""
+    check_frame(x, gain, offset, border, weight)
+    return native.framed_depthwise(x, gain, offset, border, weight)
+
+
+@custom_op("spikeformers::framed_depthwise_backward")
+def framed_depthwise_backward(
+    grad: Tensor, x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `gain x + offset` (`[N, H, W, C]`), of `gain`, `offset` and `weight`."""
+    check_frame(x, gain, offset, border, weight)
+    check_gradient(grad, x, tuple(x.shape))
+    return native.framed_depthwise_backward(grad, x, gain, offset, border, weight)
+
+
+def check_gradient(grad: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise `InputError` unless a gradient has this shape and the dtype of `x`."""
+    if grad.shape != shape or grad.dtype != x.dtype:
+        raise InputError(
+            f"grad is {grad.dtype} {list(grad.shape)}: expected {x.dtype} {list(shape)}"
+        )
+
+
+def check_frame(x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor) -> None:
+    """Raise `InputError` unless a map has a vector of each kind and a kernel with a centre."""
+    side = weight.shape[-1]
+    if x.ndim != 4 or side % 2 == 0 or weight.shape != (x.shape[3], 1, side, side):
+        raise InputError(
+            f"x has shape {list(x.shape)}, weight {list(weight.shape)}: expected [N, H, W, C] and "
+            "[C, 1, k, k] with an odd k"
+        )
+    for name, vector in (("gain", gain), ("offset", offset), ("border", border)):
+        if vector.shape != x.shape[3:]:
+            raise InputError(f"{name} has shape {list(vector.shape)}: expected [{x.shape[3]}]")
+
+
+@register_fake(depthwise_weight_grad)
 def _(x: Tensor, _grad: Tensor, kernel_size: int, _stride: int, _padding: int) -> Tensor:
     shape = (x.shape[3], 1, kernel_size, kernel_size)
     return x.new_empty(shape, dtype=membrane_dtype(x))
 
 
-declare_alphabet(depthwise_weight_grad, lambda *_: (ANALOG,))
+@register_fake(framed_depthwise)
+def _(x: Tensor, *_: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@register_fake(framed_depthwise_backward)
+def _(
+    _grad: Tensor, x: Tensor, gain: Tensor, _offset: Tensor, _border: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_gain = x.new_empty(gain.shape, dtype=membrane_dtype(x))
+    of_weight = of_gain.new_empty(weight.shape)
+    return x.new_empty(x.shape), of_gain, torch.empty_like(of_gain), of_weight
+
+
+for _op, _outputs in (
+    (depthwise_weight_grad, 1),
+    (framed_depthwise, 1),
+    (framed_depthwise_backward, 4),
+):
+    declare_alphabet(_op, lambda *_, count=_outputs: (ANALOG,) * count)

@@ -1,12 +1,16 @@
-"""What is true: the weight gradient of a depthwise convolution, with the channels last.
+"""What is true: depthwise convolutions with the channels last, and their gradients.
 
+    y[n, v, u, c]    = sum over a, b of weight[c, 0, a, b] x[n, v r + a - p, u r + b - p, c]
     grad[c, 0, a, b] = sum over n, v, u of grad_y[n, v, u, c] x[n, v r + a - p, u r + b - p, c]
 
-with stride `r` and padding `p`. 16-bit tensors are computed with in float32.
+with stride `r` and padding `p`. A framed convolution sees `gain x + offset` instead, with a border
+that has a value per channel where others have zeros; it leaves the size of maps as it is, `r = 1`
+and `p = (k - 1) / 2`. 16-bit tensors are computed with in float32.
 """
 
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from spikeformers.ops.checks import membrane_dtype
 
@@ -25,3 +29,42 @@ def depthwise_weight_grad(
         padding,
         groups=channels,
     ).contiguous()
+
+
+def framed_depthwise(
+    x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor
+) -> Tensor:
+    """Return the convolution `[N, H, W, C]` of `gain x + offset` within a border."""
+    framed = _framed(x, gain, offset, border, weight.shape[-1] // 2)
+    y = F.conv2d(framed.permute(0, 3, 1, 2), weight.to(framed.dtype), groups=len(weight))
+    return y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
+
+
+def framed_depthwise_backward(
+    grad: Tensor, x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `gain x + offset` `[N, H, W, C]`, of `gain`, `offset` and `weight`."""
+    padding = weight.shape[-1] // 2
+    framed = _framed(x, gain, offset, border, padding)
+    wide = grad.to(framed.dtype).permute(0, 3, 1, 2)
+    grad_framed = conv2d_input(
+        framed.permute(0, 3, 1, 2).shape, weight.to(wide.dtype), wide, groups=len(weight)
+    )
+    inside = grad_framed.permute(0, 2, 3, 1)[
+        :, padding : -padding or None, padding : -padding or None
+    ]
+    return (
+        inside.to(x.dtype).contiguous(),
+        (inside * x).sum((0, 1, 2)),
+        inside.sum((0, 1, 2)),
+        depthwise_weight_grad(framed, wide.permute(0, 2, 3, 1), weight.shape[-1], 1, 0),
+    )
+
+
+def _framed(x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, padding: int) -> Tensor:
+    """`[N, H, W, C]` -> `[N, H+2p, W+2p, C]`."""
+    inside = gain * x.to(membrane_dtype(x)) + offset
+    n, height, width, channels = x.shape
+    framed = border.expand(n, height + 2 * padding, width + 2 * padding, channels).clone()
+    framed[:, padding : padding + height, padding : padding + width] = inside
+    return framed

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_autograd, register_fake, register_vmap
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.checks import check_currents, membrane_dtype
+from spikeformers.ops.define import custom_op
 from spikeformers.ops.dsr import reference
 from spikeformers.types import ANALOG, BINARY, Alphabet, Current, Membrane, Spikes
 
@@ -72,7 +74,7 @@ def check_dsr(alpha: float, tau: float | None, dt: float) -> None:
         raise InputError(f"tau={tau} and dt={dt}: expected two positive numbers")
 
 
-@torch.library.custom_op("spikeformers::dsr", mutates_args=())
+@custom_op("spikeformers::dsr")
 def dsr_op(
     x: Tensor,
     v0: Tensor | None,
@@ -87,7 +89,7 @@ def dsr_op(
     return reference.dsr_forward(x, v0, v_threshold, alpha, tau, dt)
 
 
-@torch.library.custom_op("spikeformers::dsr_backward", mutates_args=())
+@custom_op("spikeformers::dsr_backward")
 def dsr_backward_op(
     grad_y: Tensor, inside: Tensor, above: Tensor, tau: float | None, dt: float
 ) -> tuple[Tensor, Tensor]:
@@ -95,14 +97,14 @@ def dsr_backward_op(
     return reference.dsr_backward(grad_y, inside, above, tau, dt)
 
 
-@dsr_op.register_fake
+@register_fake(dsr_op)
 def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     v = x.new_empty(x.shape[1:], dtype=membrane_dtype(x))
     inside, above = (torch.empty_like(v, dtype=torch.bool) for _ in range(2))
     return x.new_empty(x.shape), v, inside, above
 
 
-@dsr_backward_op.register_fake
+@register_fake(dsr_backward_op)
 def _(grad_y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     step = grad_y.new_empty(grad_y.shape[1:], dtype=membrane_dtype(grad_y))
     return step, step.new_empty(())
@@ -122,11 +124,11 @@ def _backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Any, ...]:
     return grad_x, None, ctx.threshold_grad * grad_threshold, None, None, None, None
 
 
-dsr_op.register_autograd(_backward, setup_context=_setup_context)
+register_autograd(dsr_op, _backward, setup_context=_setup_context)
 declare_alphabet(dsr_op, lambda *_: (Alphabet(0, 1, None), ANALOG, BINARY, BINARY))
 
 
-@dsr_op.register_vmap
+@register_vmap(dsr_op)
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     """Every element is a neuron of its own, so the mapped axis joins the others."""
     x, v0, v_threshold, *options = args

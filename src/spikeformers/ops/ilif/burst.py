@@ -7,16 +7,17 @@ for inference and has no gradient.
 
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.checks import membrane_dtype
+from spikeformers.ops.define import custom_op
 from spikeformers.ops.ilif import reference
 from spikeformers.types import ANALOG, BINARY
 
 
-@torch.library.custom_op("spikeformers::ilif_burst", mutates_args=())
+@custom_op("spikeformers::ilif_burst")
 def ilif_burst(
     x: Tensor, v0: Tensor | None, levels: int, decay: float, rounding: str, v_threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -24,7 +25,7 @@ def ilif_burst(
     return reference.ilif_burst_forward(x, v0, levels, decay, rounding, v_threshold)
 
 
-@ilif_burst.register_fake
+@register_fake(ilif_burst)
 def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[1:], dtype=membrane_dtype(x))
 

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_autograd, register_fake, register_vmap
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.checks import check_currents, membrane_dtype
+from spikeformers.ops.define import custom_op
 from spikeformers.ops.ilif import reference
 from spikeformers.types import ANALOG, BINARY, Alphabet, Current, Membrane, Spikes
 
@@ -68,7 +70,7 @@ def check_ilif(levels: int, decay: float, rounding: str, v_threshold: float) -> 
         raise InputError(f"v_threshold={v_threshold}: expected a positive number")
 
 
-@torch.library.custom_op("spikeformers::ilif", mutates_args=())
+@custom_op("spikeformers::ilif")
 def ilif_op(
     x: Tensor,
     v0: Tensor | None,
@@ -81,7 +83,7 @@ def ilif_op(
     return reference.ilif_forward(x, v0, levels, decay, rounding, v_threshold)
 
 
-@torch.library.custom_op("spikeformers::ilif_backward", mutates_args=())
+@custom_op("spikeformers::ilif_backward")
 def ilif_backward_op(
     grad_integers: Tensor, grad_v: Tensor, passing: Tensor, decay: float, v_threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -89,13 +91,13 @@ def ilif_backward_op(
     return reference.ilif_backward(grad_integers, grad_v, passing, decay, v_threshold)
 
 
-@ilif_op.register_fake
+@register_fake(ilif_op)
 def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     v = x.new_empty(x.shape[1:], dtype=membrane_dtype(x))
     return x.new_empty(x.shape), v, x.new_empty(x.shape, dtype=torch.bool)
 
 
-@ilif_backward_op.register_fake
+@register_fake(ilif_backward_op)
 def _(_grad_integers: Tensor, grad_v: Tensor, passing: Tensor, *_: float) -> tuple[Tensor, Tensor]:
     return grad_v.new_empty(passing.shape), grad_v.new_empty(grad_v.shape)
 
@@ -119,11 +121,11 @@ def _backward(
     return grad_x.to(ctx.x_dtype), grad_v0 if ctx.has_start else None, *[None] * 4
 
 
-ilif_op.register_autograd(_backward, setup_context=_setup_context)
+register_autograd(ilif_op, _backward, setup_context=_setup_context)
 declare_alphabet(ilif_op, lambda _x, _v0, levels, *_: (Alphabet(0, levels), ANALOG, BINARY))
 
 
-@ilif_op.register_vmap
+@register_vmap(ilif_op)
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     """Every element is a neuron of its own, so the mapped axis joins the others."""
     x, v0, *options = args

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import impl, register_autograd, register_fake, register_vmap
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.checks import check_currents, in_steps, membrane_dtype
+from spikeformers.ops.define import custom_op
 from spikeformers.ops.gpu import on_gpu
 from spikeformers.ops.lif import eager, native
 from spikeformers.ops.surrogate import SURROGATES
@@ -100,7 +102,7 @@ def _as_tensor(value: float | Tensor, x: Tensor) -> Tensor:
     return torch.full((), value, dtype=membrane_dtype(x), device=x.device)
 
 
-@torch.library.custom_op("spikeformers::lif", mutates_args=())
+@custom_op("spikeformers::lif")
 def lif_op(
     x: Tensor,
     v0: Tensor | None,
@@ -118,7 +120,7 @@ def lif_op(
     return native.lif_forward(in_steps(x), v0, decay, v_threshold, v_reset, decay_input, strict)
 
 
-@torch.library.custom_op("spikeformers::lif_backward", mutates_args=())
+@custom_op("spikeformers::lif_backward")
 def lif_backward_op(
     grad_spikes: Tensor,
     grad_v: Tensor,
@@ -159,26 +161,26 @@ _forward_on_gpu = on_gpu("spikeformers.ops.lif.triton.lif_forward", eager.lif_fo
 _backward_on_gpu = on_gpu("spikeformers.ops.lif.triton.lif_backward", eager.lif_backward)
 
 
-@lif_op.register_kernel("cuda")
+@impl(lif_op.name(), "cuda")
 def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     *args_of_both, _detach_reset, _surrogate, _alpha, strict = args
     return _forward_on_gpu(in_steps(x), *args_of_both, strict)
 
 
-@lif_backward_op.register_kernel("cuda")
+@impl(lif_backward_op.name(), "cuda")
 def _(
     grad_spikes: Tensor, grad_v: Tensor, x: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _backward_on_gpu(grad_spikes, grad_v, in_steps(x), *args)
 
 
-@lif_op.register_fake
+@register_fake(lif_op)
 def _(x: Tensor, _v0: Tensor | None, decay: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     x = in_steps(x)
     return torch.empty_like(x), torch.empty_like(x[0], dtype=decay.dtype)
 
 
-@lif_backward_op.register_fake
+@register_fake(lif_backward_op)
 def _(
     _grad_spikes: Tensor,
     _grad_v: Tensor,
@@ -217,11 +219,11 @@ def _backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None) -> tu
     )
 
 
-lif_op.register_autograd(_backward, setup_context=_setup_context)
+register_autograd(lif_op, _backward, setup_context=_setup_context)
 declare_alphabet(lif_op, lambda *_: (BINARY, ANALOG))
 
 
-@lif_op.register_vmap
+@register_vmap(lif_op)
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     """Fold the mapped axis into the batch; a mapped decay or threshold takes one call each."""
     x, v0, decay, v_threshold, *options = args

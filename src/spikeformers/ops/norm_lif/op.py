@@ -8,20 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import impl, register_fake
 
 from spikeformers.ops.bits import words
 from spikeformers.ops.checks import membrane_dtype
+from spikeformers.ops.define import custom_op
 from spikeformers.ops.gpu import on_gpu
 from spikeformers.ops.norm_lif import native, reference
 
 
-@torch.library.custom_op("spikeformers::channel_moments", mutates_args=())
+@custom_op("spikeformers::channel_moments")
 def channel_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance `[C]` of `[T, R, C]`."""
     return native.channel_moments(y)
 
 
-@torch.library.custom_op("spikeformers::norm_add", mutates_args=())
+@custom_op("spikeformers::norm_add")
 def norm_add(
     y: Tensor, residual: Tensor | None, gain: Tensor | None, offset: Tensor | None
 ) -> Tensor:
@@ -29,7 +31,7 @@ def norm_add(
     return native.norm_add(y, residual, gain, offset)
 
 
-@torch.library.custom_op("spikeformers::norm_lif", mutates_args=())
+@custom_op("spikeformers::norm_lif")
 def norm_lif(
     y: Tensor,
     residual: Tensor | None,
@@ -57,7 +59,7 @@ def norm_lif(
     )
 
 
-@torch.library.custom_op("spikeformers::norm_lif_backward", mutates_args=())
+@custom_op("spikeformers::norm_lif_backward")
 def norm_lif_backward(
     grad_spikes: Tensor,
     grad_stream: Tensor | None,
@@ -93,13 +95,13 @@ def norm_lif_backward(
     )
 
 
-@torch.library.custom_op("spikeformers::norm_backward", mutates_args=())
+@custom_op("spikeformers::norm_backward")
 def norm_backward(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """`a grad_x + b y + c`, the gradient of `y`, directly and through its moments."""
     return native.norm_backward(grad_x, y, a, b, c)
 
 
-@torch.library.custom_op("spikeformers::norm_products", mutates_args=())
+@custom_op("spikeformers::norm_products")
 def norm_products(grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients `[C]` of gain and offset where no neuron follows: sums of `grad_x y`, `grad_x`."""
     return native.norm_products(grad_x, y)
@@ -114,27 +116,27 @@ for _op, _function in (
     (norm_products, reference.norm_products),
 ):
     _kernel = f"spikeformers.ops.norm_lif.triton.{_function.__name__}"
-    _op.register_kernel("cuda")(on_gpu(_kernel, _function))
+    impl(_op.name(), "cuda", on_gpu(_kernel, _function))
 
 
-@channel_moments.register_fake
+@register_fake(channel_moments)
 def _(y: Tensor) -> tuple[Tensor, Tensor]:
     mean = y.new_empty(y.shape[-1], dtype=membrane_dtype(y))
     return mean, torch.empty_like(mean)
 
 
-@norm_add.register_fake
+@register_fake(norm_add)
 def _(y: Tensor, *_: Any) -> Tensor:
     return y.new_empty(y.shape)
 
 
-@norm_lif.register_fake
+@register_fake(norm_lif)
 def _(y: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     bits = y.new_empty((*y.shape[:-1], words(y.shape[-1])), dtype=torch.int64)
     return bits, y.new_empty(y.shape if options[-1] else 0)
 
 
-@norm_lif_backward.register_fake
+@register_fake(norm_lif_backward)
 def _(
     _grad_spikes: Tensor,
     _grad_stream: Tensor | None,
@@ -148,12 +150,12 @@ def _(
     return y.new_empty(y.shape), grad_gain, torch.empty_like(grad_gain)
 
 
-@norm_backward.register_fake
+@register_fake(norm_backward)
 def _(grad_x: Tensor, *_: Any) -> Tensor:
     return grad_x.new_empty(grad_x.shape)
 
 
-@norm_products.register_fake
+@register_fake(norm_products)
 def _(_grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     grad_gain = y.new_empty(y.shape[-1], dtype=membrane_dtype(y))
     return grad_gain, torch.empty_like(grad_gain)

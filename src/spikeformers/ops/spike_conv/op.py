@@ -4,17 +4,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_autograd, register_fake
 
 from spikeformers.errors import InputError
 from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.bits import words
 from spikeformers.ops.checks import membrane_dtype
+from spikeformers.ops.define import custom_op
 from spikeformers.ops.spike_conv import native
 from spikeformers.ops.spike_conv.reference import out_shape
 from spikeformers.types import ANALOG
 
 
-@torch.library.custom_op("spikeformers::spike_conv", mutates_args=())
+@custom_op("spikeformers::spike_conv")
 def spike_conv(
     bits: Tensor, weight: Tensor, stride: int, padding: int, dtype: torch.dtype
 ) -> Tensor:
@@ -25,7 +27,7 @@ def spike_conv(
     return native.spike_conv(bits, weight, stride, padding, dtype)
 
 
-@torch.library.custom_op("spikeformers::spike_conv_weight_grad", mutates_args=())
+@custom_op("spikeformers::spike_conv_weight_grad")
 def spike_conv_weight_grad(
     bits: Tensor, grad: Tensor, channels: int, kernel_size: int, stride: int, padding: int
 ) -> Tensor:
@@ -52,13 +54,13 @@ def check_conv(bits: Tensor, channels: int, kernel_size: int, stride: int, paddi
         )
 
 
-@spike_conv.register_fake
+@register_fake(spike_conv)
 def _(bits: Tensor, weight: Tensor, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
     shape = out_shape(bits, weight.shape[2], stride, padding)
     return weight.new_empty((*shape, weight.shape[0]), dtype=dtype)
 
 
-@spike_conv_weight_grad.register_fake
+@register_fake(spike_conv_weight_grad)
 def _(
     _bits: Tensor, grad: Tensor, channels: int, kernel_size: int, _stride: int, _padding: int
 ) -> Tensor:
@@ -80,6 +82,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, grad_weight.to(ctx.weight_dtype), None, None, None
 
 
-spike_conv.register_autograd(_backward, setup_context=_setup_context)
+register_autograd(spike_conv, _backward, setup_context=_setup_context)
 for _op in (spike_conv, spike_conv_weight_grad):
     declare_alphabet(_op, lambda *_: (ANALOG,))

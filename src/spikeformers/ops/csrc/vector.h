@@ -1,0 +1,63 @@
+// Vectors of numbers, as wide as a register: loaded from tensors and stored there.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "number.h"
+#include "rows.h"
+#include "stream.h"
+
+template <class Real>
+using Vector = typename VectorOf<Real>::type;
+template <class Real>
+constexpr int64_t LANES = VECTOR_BYTES / sizeof(Real);
+
+// Numbers of 16 bits are widened and narrowed as number.h does it, a vector at a time.
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+
+template <class Stored>
+inline Vector<Wide<Stored>> load(const Stored* from) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return reinterpret_cast<Vector<float>>(__builtin_convertvector(halves, Words) << 16);
+  } else {
+    Vector<Stored> values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+  }
+}
+
+template <class Stored>
+inline void save(Stored* to, const Vector<Wide<Stored>>& values, bool large) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    const Words bits = reinterpret_cast<Words>(values);
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Words is_nan = reinterpret_cast<Words>((bits & 0x7fffffff) > 0x7f800000);
+    const Halves halves = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), Halves);
+    store(to, reinterpret_cast<const Stored*>(&halves), LANES<float>, large);
+  } else {
+    store(to, reinterpret_cast<const Stored*>(&values), LANES<Stored>, large);
+  }
+}
+
+// The same for the last vector of a row, of which only `count` numbers exist; the rest is zero.
+template <class Stored>
+inline Vector<Wide<Stored>> load(const Stored* from, int64_t count) {
+  constexpr int64_t lanes = LANES<Wide<Stored>>;
+  if (count >= lanes) return load(from);
+  Stored part[lanes] = {};
+  std::copy_n(from, count, part);
+  return load(part);
+}
+
+template <class Stored>
+inline void save(Stored* to, const Vector<Wide<Stored>>& values, int64_t count, bool large) {
+  constexpr int64_t lanes = LANES<Wide<Stored>>;
+  if (count >= lanes) return save(to, values, large);
+  Stored part[lanes];
+  save(part, values, false);
+  std::copy_n(part, count, to);
+}
