@@ -1,7 +1,7 @@
 """Measure, print a line per comparison, and write them as JSON with a plot beside.
 
 python -m benchmarks                     the short version: ten minutes on two cores
-python -m benchmarks --full              batch 8 and peers that compile for minutes, too
+python -m benchmarks --full              batches of 2 and 8, and peers that compile for minutes
 python -m benchmarks --case lif-forward  one case
 python -m benchmarks --case scaling      cost against T, tokens and depth: results/scaling.json
 """
@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--short", dest="full", action="store_false", help="the default")
     size.add_argument(
-        "--full", action="store_true", help="also batch 8 and peers that compile for minutes"
+        "--full",
+        action="store_true",
+        help="also batches of 2 and 8, and peers that compile for minutes",
     )
     cases = sorted({job.case for job in JOBS})
     parser.add_argument("--case", choices=[*cases, "scaling"], help="default: all but scaling")

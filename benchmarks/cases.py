@@ -18,8 +18,8 @@ from spikeformers.train.log import environment
 ALLOCATORS = {
     "default": "",
     # Large tensors stay in the heap instead of being mapped and zeroed anew each time.
-    "raised-thresholds": "glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=4294967296",
+    "raised-thresholds": "glibc.malloc.mmap_threshold=1099511627776:"
+    "glibc.malloc.trim_threshold=1099511627776",
 }
 """Settings of the C library's allocator: name -> `GLIBC_TUNABLES`."""
 
@@ -53,7 +53,8 @@ _FORWARD, _BACKWARD = "lif-forward", "lif-forward-backward"
 _PUBLISHED = Network()
 _HALF = Network(dtype="bfloat16")
 _LIVELY = Network(v_threshold=0.6)
-_LARGE = Network(batch=8)
+_SMALL, _LARGE = Network(batch=2), Network(batch=8)
+_SMALL_HALF = Network(batch=2, dtype="bfloat16")
 _LARGE_HALF = Network(batch=8, dtype="bfloat16")
 _NEURONS, _HALF_NEURONS = Neurons(), Neurons(dtype="bfloat16")
 
@@ -72,6 +73,8 @@ JOBS = (
     Job(_FORWARD, lif_forward, _BF16, _HALF_NEURONS),
     Job(_BACKWARD, lif_forward_backward, _EAGER, _NEURONS),
     Job(_BACKWARD, lif_forward_backward, _BF16, _HALF_NEURONS),
+    Job(_STEP, train_step, _EAGER, _SMALL, is_short=False),
+    Job(_STEP, train_step, _BF16, _SMALL_HALF, is_short=False),
     Job(_STEP, train_step, _EAGER, _LARGE, is_short=False),
     Job(_STEP, train_step, _BF16, _LARGE_HALF, is_short=False),
     Job(_STEP, train_step, _BF16, Network(v_threshold=0.6, dtype="bfloat16"), is_short=False),

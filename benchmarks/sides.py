@@ -36,7 +36,7 @@ class Network:
     heads: int = 8
     v_threshold: float = 1.0
     timesteps: int = 4
-    batch: int = 2
+    batch: int = 4
     image_size: int = 224
     dtype: str = "float32"
 

@@ -44,6 +44,11 @@ int framed_depthwise(int32_t, const Conv*, const void*, const void*, const void*
 int framed_depthwise_backward(int32_t, const Conv*, const void*, const void*, const void*,
                               const void*, const void*, const void*, void*, void*, void*, void*);
 int winograd_conv(int32_t, const Conv*, const void*, const void*, void*);
+int qkv_product(int32_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, const uint64_t*,
+                const uint64_t*, const uint64_t*, void*);
+int qkv_product_backward(int32_t, int64_t, int64_t, int64_t, int64_t, int64_t, double,
+                         const uint64_t*, const uint64_t*, const uint64_t*, const void*, void*,
+                         void*, void*);
 }
 
 namespace {
@@ -264,6 +269,26 @@ void check_winograd(int64_t channels, int64_t outputs, int64_t padding) {
 }
 
 template <class Stored>
+void check_qkv_product(int64_t heads, int64_t width, int64_t v_width) {
+  constexpr int32_t dtype = dtype_of<Stored>();
+  const int64_t images = 2, tokens = 5, rows = images * tokens;
+  const int64_t q_size = rows * heads * width, v_size = rows * heads * v_width;
+  const auto q = random_words(rows, heads * width), k = random_words(rows, heads * width);
+  const auto v = random_words(rows, heads * v_width);
+  const auto grad = random_numbers<Stored>(v_size);
+  const auto bits = [](const auto& words) { return reinterpret_cast<const uint64_t*>(words.data()); };
+  check("qkv_product", [&](Outputs& out) {
+    return qkv_product(dtype, images, tokens, heads, width, v_width, 0.5, bits(q), bits(k),
+                       bits(v), out.of<Stored>(v_size));
+  });
+  check("qkv_product_backward", [&](Outputs& out) {
+    Stored *of_q = out.of<Stored>(q_size), *of_k = out.of<Stored>(q_size);
+    return qkv_product_backward(dtype, images, tokens, heads, width, v_width, 0.5, bits(q),
+                                bits(k), bits(v), grad.data(), of_q, of_k, out.of<Stored>(v_size));
+  });
+}
+
+template <class Stored>
 void check_all() {
   const NeuronOptions soft{0.5, 1, 0, 4, 1, 1, 0, 0, 2}, hard{0.5, 1, -0.25, 2, 0, 0, 1, 1, 4};
   for (int64_t T : {1, 3, 7})
@@ -278,6 +303,9 @@ void check_all() {
       check_norm_lif<Stored>(hard, 1, R, C);
     }
   }
+  check_qkv_product<Stored>(1, 1, 1);
+  check_qkv_product<Stored>(3, 45, 45);
+  check_qkv_product<Stored>(2, 64, 130);
   for (int64_t padding : {0, 1, 3}) {
     check_winograd<Stored>(3, 5, padding);
     check_winograd<Stored>(33, 67, padding);

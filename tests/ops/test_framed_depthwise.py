@@ -132,5 +132,5 @@ def test_bad_arguments_are_refused() -> None:
         framed_depthwise(x, gain, offset, border, weight[..., :2, :2])
     with pytest.raises(InputError, match=r"border has shape \[16\]: expected \[17\]"):
         framed_depthwise(x, gain, offset, border[1:], weight)
-    with pytest.raises(InputError, match=r"grad is torch.float64 \[1, 7, 6, 17\]: expected"):
+    with pytest.raises(InputError, match=r"grad is torch\.float64 \[1, 7, 6, 17\]: expected"):
         framed_depthwise_backward(grad[:1], x, gain, offset, border, weight)

@@ -45,6 +45,8 @@ def test_two_processes_equal_one(small: Small, tmp_path: Path) -> None:
     variants = {
         "copied": [],
         "sharded": ["train.sharded=true"],
+        "accelerated": ["train.accelerate=fast"],
+        "accelerated_sharded": ["train.accelerate=low", "train.sharded=true"],
         "averaged": ["train.ema_decay=0.9", "train.recalibration_batches=1"],
         "sharded_average": ["train.sharded=true", "train.ema_decay=0.9"],
     }

@@ -136,7 +136,7 @@ class Kernel:
             raise Unsupported(self.missing)
         function = self._function_of[LIBRARY]
         assert function is not None
-        if function(*(arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args)):
+        if function(*[arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]):
             raise MemoryError(f"no memory left for the native kernel {self.name}")
 
     @property

@@ -61,13 +61,12 @@ class Affine:
         self.parameters += [] if bias is None else [bias]
         self.training = [norm.training for norm in norms]
         self.moments: Moments | None = None
-        with torch.no_grad():
-            if any(self.training):
-                mean, var = channel_moments(rows_of(y))
-                mean, var, total = moments_over_ranks(mean, var, y.numel() // y.shape[2])
-                self.moments = Moments(mean, var, float(total))
-            vectors = [_vectors_of(norm) for norm in norms]
-            self.gain, self.offset, self.tape = fold_norms(vectors, bias, self.moments)
+        if any(self.training):
+            mean, var = channel_moments(rows_of(y.detach()))
+            mean, var, total = moments_over_ranks(mean, var, y.numel() // y.shape[2])
+            self.moments = Moments(mean, var, float(total))
+        vectors = [_vectors_of(norm) for norm in norms]
+        self.gain, self.offset, self.tape = fold_norms(vectors, bias, self.moments)
 
     def backward(
         self, grad_x: Tensor, y: Tensor, grad_gain: Tensor, grad_offset: Tensor
@@ -78,7 +77,7 @@ class Affine:
         )
         if self.moments is not None and dist.is_available() and dist.is_initialized():
             dist.all_reduce(through)  # all ranks have used these moments
-        grad_y = norm_backward(grad_x, y, self.gain, *through)
+        grad_y = norm_backward(grad_x, y, self.gain, *through.unbind())
         return grad_y, grads.unbind()[: len(self.parameters)]
 
     def backward_from_sum(self, grad_x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[Tensor]]:

@@ -6,7 +6,7 @@ shape and dtype without memory of its own, whose only use is to be differentiate
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,17 @@ def rows_of(x: Tensor) -> Tensor:
 def map_of(rows: Tensor, shape: torch.Size) -> Tensor:
     """`[T, R, C]` -> a view of this shape, `[T, B, C, *S]`."""
     return rows.view(*shape[:2], *shape[3:], shape[2]).movedim(-1, 2)
+
+
+def is_static(x: Any) -> bool:
+    """Whether all steps of an input are the same memory, as those of a repeated image are."""
+    return isinstance(x, Tensor) and len(x) > 1 and x.stride(0) == 0 and not x.requires_grad
+
+
+def at_every_step(x: Tensor, steps: int) -> Tensor:
+    """`[1, B, C, *S]` -> `[T, B, C, *S]`."""
+    rows = rows_of(x).expand(steps, -1, -1).contiguous()
+    return map_of(rows, torch.Size((steps, *x.shape[1:])))
 
 
 def ghost_of(shape: torch.Size, like: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Autograd around synapses and products of spikes: what they compute and keep."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from spikeformers.ops.depthwise import (
     framed_depthwise,
     framed_depthwise_backward,
 )
+from spikeformers.ops.qkv_product import qkv_product, qkv_product_backward
 from spikeformers.ops.spike_conv import spike_conv, spike_conv_weight_grad
 from spikeformers.ops.winograd import is_faster, winograd_conv
 from spikeformers.transform._fire import Affine
@@ -133,45 +133,28 @@ class SpikeProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Unpack the spikes again."""
+        """Go back by the bits."""
         maps = ctx.saved_tensors
-        ghosts, operands = maps[::2], _heads_of_spikes(maps, ctx.heads)
-        with torch.enable_grad():
-            leaves = [x.requires_grad_() for x in operands]
-            y = _product(leaves, ctx.scale)
-        grads = torch.autograd.grad(y, leaves, _heads(rows_of(grad), len(grad[0]), ctx.heads))
-        found = [map_of(_rows(g, len(grad)), x.shape) for g, x in zip(grads, ghosts, strict=True)]
+        q, *_ = ghosts = maps[::2]
+        bits = (_tokens(bits, q) for bits in maps[1::2])
+        grads = qkv_product_backward(
+            _tokens(rows_of(grad), q), *bits, q.shape[2], ctx.heads, ctx.scale
+        )
+        found = [map_of(g, ghost.shape) for g, ghost in zip(grads, ghosts, strict=True)]
         return None, None, *(g for grad_x in found for g in (grad_x, None))
 
 
 def spike_product(heads: int, scale: float, *maps: Tensor) -> Tensor:
     """Return `scale q (k^T v)` given ghosts and bits of q, k and v in turn."""
-    rows = _rows(_product(_heads_of_spikes(maps, heads), scale), len(maps[0]))
-    return map_of(rows, maps[4].shape)
+    q, _, v = maps[::2]
+    bits = (_tokens(bits, q) for bits in maps[1::2])
+    y = qkv_product(*bits, q.shape[2], v.shape[2], heads, scale, v.dtype)
+    return map_of(y, v.shape)
 
 
-def _product(qkv: Sequence[Tensor], scale: float) -> Tensor:
-    """`[T*B, h, N, d]` -> `[T*B, h, N, d']`, in the cheaper order; see `layers/attention.py`."""
-    q, k, v = qkv
-    tokens, width = q.shape[-2:]
-    return q @ (k.mT @ v * scale) if width < tokens else (q @ k.mT * scale) @ v
-
-
-def _heads_of_spikes(maps: Sequence[Tensor], heads: int) -> list[Tensor]:
-    return [
-        _heads(unpack(bits, ghost.shape[2], ghost.dtype), ghost.shape[1], heads)
-        for ghost, bits in zip(maps[::2], maps[1::2], strict=True)
-    ]
-
-
-def _heads(rows: Tensor, batch: int, heads: int) -> Tensor:
-    """`[T, B*N, C]` -> `[T*B, h, N, d]`."""
-    return rows.unflatten(1, (batch, -1)).flatten(0, 1).unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def _rows(x: Tensor, steps: int) -> Tensor:
-    """`[T*B, h, N, d]` -> `[T, B*N, C]`."""
-    return x.transpose(1, 2).reshape(steps, -1, x.shape[1] * x.shape[3])
+def _tokens(rows: Tensor, ghost: Tensor) -> Tensor:
+    """`[T, B*N, ...]` -> `[T*B, N, ...]`."""
+    return rows.reshape(-1, ghost.shape[3:].numel(), rows.shape[2])
 
 
 def bordered_chain(

@@ -15,6 +15,7 @@ ordinary tensor from them.
 import copy
 import functools
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.surrogate import SURROGATES
 from spikeformers.transform._fire import Affine, Firing
 from spikeformers.transform._lazy import CurrentMap, SpikeMap, dense
-from spikeformers.transform._maps import Recipe, map_of, rows_of
+from spikeformers.transform._maps import Recipe, at_every_step, is_static
 from spikeformers.transform._weigh import (
     BorderedChain,
     Kernel,
@@ -260,13 +261,13 @@ def _convolved(x: Any, conv: nn.Conv2d) -> tuple[Tensor, Recipe]:
 
 def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> tuple[Tensor, Recipe]:
     """`[T, B, C, H, W]` as spikes or as a map -> `[T, B, C', H', W']`, and how to repeat it."""
-    if _is_static(x):
+    if is_static(x):
         y, once = _weighed(x[:1], weight, kernel)
-        repeat = functools.partial(_at_every_step, steps=len(x))
+        repeat = functools.partial(at_every_step, steps=len(x))
         return repeat(y), Recipe(lambda *kept: repeat(once.rebuild(*kept)), once.tensors)
     device = x.device.type
     # Spikes have the dtype that the current in front of them was rounded to.
-    with torch.autocast(device, enabled=False):
+    with _no_autocast(device):
         if isinstance(x, SpikeMap):
             return x.convolve(weight, kernel, _is_sparse(x, kernel))
     again = x.recipe if isinstance(x, CurrentMap) and x.affine is None else None
@@ -274,7 +275,7 @@ def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> tuple[Tensor, Recipe]:
     if torch.is_autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
         again, x = None, x.to(torch.get_autocast_dtype(device))
     again = Recipe.of(x) if again is None else again
-    with torch.autocast(device, enabled=False):
+    with _no_autocast(device):
         y = MapConv.apply(again, x, weight, kernel)
 
     def rebuild(weight: Tensor, *tensors: Tensor) -> Tensor:
@@ -283,15 +284,10 @@ def _weighed(x: Any, weight: Tensor, kernel: Kernel) -> tuple[Tensor, Recipe]:
     return y, Recipe(rebuild, (weight, *again.tensors))
 
 
-def _is_static(x: Any) -> bool:
-    """Whether all steps of an input are the same memory, as those of a repeated image are."""
-    return isinstance(x, Tensor) and len(x) > 1 and x.stride(0) == 0 and not x.requires_grad
-
-
-def _at_every_step(y: Tensor, steps: int) -> Tensor:
-    """`[1, B, C, H, W]` -> `[T, B, C, H, W]`."""
-    rows = rows_of(y).expand(steps, -1, -1).contiguous()
-    return map_of(rows, torch.Size((steps, *y.shape[1:])))
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _kept(y: Tensor, recipe: Recipe, memory: str) -> Recipe:

@@ -52,6 +52,7 @@ class Folded(NamedTuple):
     tape: Tensor
 
 
+@torch.no_grad()
 def fold_norms(norms: Sequence[Norm], bias: Tensor | None, moments: Moments | None) -> Folded:
     """Fold norms in a row, and move the running statistics of those in training mode.
 
