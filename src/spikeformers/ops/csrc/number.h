@@ -43,10 +43,15 @@ inline BFloat16 narrow<BFloat16>(float x) {
   return {static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded)};
 }
 
-// A spike, 1 or 0, as a number.
+// A spike, 1 or 0, as a number. It is chosen, not converted: GCC vectorises only that.
 template <class Stored>
 inline Stored spike_as(bool fires) {
-  return narrow<Stored>(static_cast<Wide<Stored>>(fires));
+  return fires ? Stored{1} : Stored{0};
+}
+template <>
+inline BFloat16 spike_as<BFloat16>(bool fires) {
+  constexpr uint16_t one = 0x3f80;
+  return {fires ? one : uint16_t{0}};
 }
 
 // The order of DTYPES in native.py.
