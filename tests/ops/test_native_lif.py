@@ -101,6 +101,19 @@ def test_they_equal_the_reference(
         torch.testing.assert_close(grad_v0, grads[1], **dict(close, rtol=min(close["rtol"], 1e-5)))
 
 
+@pytest.mark.parametrize("value", [0.0, 1.5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gradient_without_memory_of_its_own(dtype: torch.dtype, value: float) -> None:
+    """Where nobody reads the final membrane, its gradient is one zero."""
+    given = tensors((4, 3, 65), dtype)
+    given["grad_v"] = given["grad_v"].new_full((), value).expand(given["grad_v"].shape)
+    dense = given | {"grad_v": given["grad_v"].contiguous()}
+    for level in LIBRARIES:
+        with natively(level):
+            results = [run(**case, neuron=(0.0, True, True, False)) for case in (given, dense)]
+        assert_same_bits(*results, f"{level}")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_fires_and_everything_fires(dtype: torch.dtype) -> None:
     for level, (fill, rate) in itertools.product(LIBRARIES, ((0.0, 0), (100.0, 1))):

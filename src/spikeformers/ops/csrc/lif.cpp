@@ -77,7 +77,7 @@ int backward(const Neuron& neuron, const Slope& slope, int64_t T, int64_t neuron
       for (int64_t t = 0; t < T; ++t)
         step_again(neuron, x + t * neurons + first, v, &h[t * size], count);
       Wide<Stored>* grad_v = v;
-      std::copy_n(grad_v_end + first, count, grad_v);
+      start<Wide<Stored>>(grad_v, grad_v_end ? grad_v_end + first : nullptr, 0, count);
       for (int64_t t = T - 1; t >= 0; --t) {
         step_back(neuron, slope, grad_spikes + t * neurons + first, &h[t * size], grad_v, grads,
                   count);

@@ -55,7 +55,7 @@ inline int with_neuron(const NeuronOptions& options, const Run& run) {
   return options.decay_input ? run(Neuron<Real, true>(options)) : run(Neuron<Real, false>(options));
 }
 
-// Membranes before the first step.
+// Membranes before the first step, or their gradients behind the last one; null: all are `rest`.
 template <class Real>
 inline void start(Real* v, const Real* v0, Real rest, int64_t count) {
   if (v0) {

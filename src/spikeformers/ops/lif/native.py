@@ -108,10 +108,15 @@ def lif_backward(
         len(x),
         grad_v0.numel(),
         laid_out_like(grad_spikes, grad_x),
-        laid_out_like(grad_v, grad_v0),
+        None if _is_zero(grad_v) else laid_out_like(grad_v, grad_v0),
         x,
         None if v0 is None else laid_out_like(v0, grad_v0),
         grad_x,
         grad_v0,
     )
     return grad_x, grad_v0, torch.zeros_like(decay), torch.zeros_like(v_threshold)
+
+
+def _is_zero(grad: Tensor) -> bool:
+    """Whether a gradient is a single zero, expanded."""
+    return grad.numel() > 0 and not any(grad.stride()) and grad[(0,) * grad.ndim].item() == 0

@@ -206,7 +206,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None) -> tuple[Any, ...]:
     x, v0, decay, v_threshold = ctx.saved_tensors
     grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes
-    grad_v = torch.zeros_like(x[0], dtype=ctx.membrane) if grad_v is None else grad_v
+    if grad_v is None:  # nobody has read the final membrane: one zero, without memory for more
+        grad_v = x.new_zeros((), dtype=ctx.membrane).expand(x.shape[1:])
     grad_x, grad_v0, grad_decay, grad_threshold = lif_backward_op(
         grad_spikes, grad_v, x, v0, decay, v_threshold, *ctx.options, ctx.learns_parameters
     )
