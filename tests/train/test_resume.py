@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from spikeformers.cli import main
 from spikeformers.errors import StoppedError
+from spikeformers.models import read_checkpoint, write_checkpoint
 from spikeformers.train import Recipe, fit
 from spikeformers.train import loop as loop_module
+from spikeformers.transform import _weigh
 
 Small = Callable[..., Recipe]
 KILLER = Path(__file__).with_name("killer.py")
@@ -73,6 +75,23 @@ def test_twenty_kills_change_no_bit(small: Small, tmp_path: Path) -> None:
         assert_same_weights(tmp_path / "whole", killed)
         assert not list(killed.glob(".*partial*"))
         assert (killed / "log.jsonl").read_text().count('"resume"') >= 3
+
+
+def test_synapses_go_on_adding_or_multiplying(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small("train.accelerate=fast", "train.epochs=1", f"out={tmp_path / 'run'}")
+    fit(recipe, "cpu")
+    last = tmp_path / "run" / "last.safetensors"
+    tensors, header = read_checkpoint(last)
+    assert header["adds"] and all(header["adds"].values())
+    # As if it had been decided otherwise, half an epoch ago.
+    header["adds"] = dict.fromkeys(header["adds"], False)
+    header["progress"].update(step=1, epoch=0)
+    write_checkpoint(last, tensors, header)
+    monkeypatch.setattr(_weigh, "spike_conv", None)  # nobody adds
+    fit(recipe, "cpu")
+    assert read_checkpoint(last)[1]["adds"] == header["adds"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

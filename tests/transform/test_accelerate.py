@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 import spikeformers as sf
 from spikeformers.errors import InputError
-from spikeformers.layers import Branch, Chain, ConvBN, LinearBN, RepConv, Trunk, sew
+from spikeformers.layers import Branch, Chain, Conv, ConvBN, LinearBN, RepConv, Trunk, sew
 from spikeformers.models import Backbone
 from spikeformers.neurons import IF, LIF, PLIF
 from spikeformers.transform import accelerate
+from spikeformers.transform._lazy import SpikeMap
 from spikeformers.transform._maps import Recipe
-from spikeformers.transform._weigh import MapConv
+from spikeformers.transform._weigh import Kernel, MapConv
+from spikeformers.transform.accelerate import let_add, which_add
 from spikeformers.types import Outputs
 from tests.helpers import (
     assert_same,
@@ -187,7 +189,7 @@ def test_a_model_in_bfloat16_is_evaluated() -> None:
     model = enliven(nn.Sequential(ConvBN(3, 8, 3), LIF())).to(torch.bfloat16).eval()
     x = randn(2, 3, 3, 8, 9, seed=3, dtype=torch.bfloat16)
     with torch.no_grad():
-        differ = scores(accelerate(model)(x)).value() != model(x)
+        differ = scores(accelerate(model)(x)) != model(x)
     assert differ.float().mean() < 0.02
 
 
@@ -216,6 +218,35 @@ def test_the_twin_shares_parameters_names_and_hooks() -> None:
     # The hooks are put on the readable model while the twin runs.
     actual = spikes_of(model, lambda: twin(x))
     assert all(type(spikes) is Tensor for spikes in actual.values())
+    assert_same(actual, expected)
+
+
+def test_the_first_batch_of_training_decides_which_synapses_add(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways: list[bool] = []
+    convolve = SpikeMap.convolve
+
+    def note(self: SpikeMap, weight: Tensor, kernel: Kernel, is_sparse: bool) -> Any:
+        ways.append(is_sparse)
+        return convolve(self, weight, kernel, is_sparse)
+
+    monkeypatch.setattr(SpikeMap, "convolve", note)
+    depthwise = Conv(6, 6, 3, padding=1, groups=6, bias=False)
+    model = nn.Sequential(LIF(), ConvBN(6, 6, 3, padding=1), LIF(), depthwise)
+    few, many = randn(2, 3, 6, 7, 8), torch.full((2, 3, 6, 7, 8), 9.0, dtype=torch.float64)
+    twin = accelerate(model.double())
+    twin.eval()(many)
+    assert which_add(twin) == {} and ways == [False, False]
+    twin.train()(few)
+    assert which_add(twin) == {"1": True}  # a depthwise one never adds
+    twin(many)
+    twin.eval()(many)
+    assert ways[2:] == [True, False] * 3
+    other = accelerate(model)
+    let_add(other, {"1": False})
+    expected, actual = twin.train()(few), other.train()(few)
+    assert which_add(other) == {"1": False} and ways[8:] == [True, False, False, False]
     assert_same(actual, expected)
 
 
@@ -284,7 +315,7 @@ def test_in_bfloat16_spikes_differ_at_the_threshold_only() -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         current = copy.deepcopy(model)[0](x)
         expected, actual = model(x), scores(accelerate(model)(x))
-    differ = expected != actual.value()
+    differ = expected != actual
     h = current.float() / 2
     assert actual.dtype == expected.dtype == torch.bfloat16
     assert 0 < differ.sum() < 0.01 * differ.numel()

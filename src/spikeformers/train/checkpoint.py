@@ -18,6 +18,7 @@ from spikeformers.models import Backbone, describe_model, read_checkpoint, write
 from spikeformers.train.distributed import like, whole
 from spikeformers.train.prepare import Progress, Training
 from spikeformers.train.recipe import Recipe
+from spikeformers.transform.accelerate import let_add, which_add
 
 _MODEL = "model."
 _RAW = "raw."
@@ -54,9 +55,14 @@ def save_last(path: Path, training: Training, recipe: Recipe) -> None:
             f"{broken[0]} is not finite after step {training.done.step}: lower "
             f"train.learning_rate; {good(path)}"
         )
-    header = {**_header(training, recipe), "model_prefix": _MODEL}
+    header = {
+        **_header(training, recipe),
+        "model_prefix": _MODEL,
+        "scaler": training.scaler.state_dict(),
+        "adds": which_add(training.called),
+    }
     if training.ranks.is_first:
-        write_checkpoint(path, tensors, {**header, "scaler": training.scaler.state_dict()})
+        write_checkpoint(path, tensors, header)
 
 
 def good(path: Path) -> str:
@@ -104,6 +110,7 @@ def resume(path: Path, training: Training, recipe: Recipe) -> None:
             training.average.n_averaged.fill_(training.done.step)
         _fill_optimizer(training, tensors)
         training.scaler.load_state_dict(header["scaler"])
+        let_add(training.called, header.get("adds", {}))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} lacks {error}, so training cannot resume from it") from error
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -65,8 +65,8 @@ class Training:
 
     Attributes:
         model: The weights.
-        parallel: What to call in training: the model, its accelerated or its compiled twin, in a
-            wrapper that averages gradients over the processes.
+        called: What to call in training: the model, its accelerated or its compiled twin.
+        parallel: The same in a wrapper that averages gradients over the processes.
         average: The moving average of the weights, if one is kept.
         optimizer: Its moments.
         scaler: The loss scale of float16.
@@ -76,6 +76,7 @@ class Training:
     """
 
     model: Backbone
+    called: nn.Module
     parallel: Any
     average: AveragedModel | None
     optimizer: Optimizer
@@ -155,6 +156,7 @@ def prepare(recipe: Recipe, model: Backbone, classes: tuple[str, ...], ranks: Ra
     called = compile_spiking(called) if settings.compile else called
     return Training(
         model=model,
+        called=called,
         parallel=called if settings.sharded else replicate(called, ranks),
         average=average,
         optimizer=make_optimizer(model, settings),
