@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo docs fmt lint types test test-shapes test-gpu test-browser test-data test-floor sanitize bench check clean
+.PHONY: help setup demo docs fmt lint types test test-shapes test-gpu test-browser test-data test-floor test-elsewhere sanitize bench check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ sanitize:  ## Run the native kernels under the address and undefined-behaviour s
 	  -fsanitize=address,undefined -Isrc/spikeformers/ops/csrc \
 	  src/spikeformers/ops/csrc/*.cpp tests/ops/sanitize.cpp -o build/sanitize
 	build/sanitize
+
+test-elsewhere: $(BIN)/python  ## Compare the kernels as Clang and an emulated ARM processor run them
+	$(BIN)/python tests/ops/elsewhere.py
 
 test-floor:  ## Run the core tests on the oldest supported PyTorch
 	$(MAKE) VENV=.venv-floor .venv-floor/.floor
