@@ -41,7 +41,10 @@ int fold_norms_backward(int32_t, int64_t, int64_t, const void*, const void*, con
                         const Moments*, double*, void*, void*);
 int spike_conv(int32_t, const Conv*, const void*, const void*, void*);
 int spike_conv_weight_grad(int32_t, const Conv*, const void*, const void*, void*);
+int depthwise_conv(int32_t, const Conv*, const void*, const void*, void*);
+int spike_depthwise_conv(int32_t, const Conv*, const uint64_t*, const void*, void*);
 int depthwise_weight_grad(int32_t, const Conv*, const void*, const void*, void*);
+int spike_depthwise_weight_grad(int32_t, const Conv*, const uint64_t*, const void*, void*);
 int framed_depthwise(int32_t, const Conv*, const void*, const void*, const void*, const void*,
                      const void*, void*);
 int framed_depthwise_backward(int32_t, const Conv*, const void*, const void*, const void*,
@@ -251,8 +254,20 @@ void check_convolutions(int64_t channels, int64_t outputs, int64_t kernel, int64
     return depthwise_weight_grad(dtype, &conv, x.data(), grad.data(),
                                  out.of<Real>(channels * taps));
   });
+  const auto* words = reinterpret_cast<const uint64_t*>(bits.data());
+  check("spike_depthwise_weight_grad", [&](Outputs& out) {
+    return spike_depthwise_weight_grad(dtype, &conv, words, grad.data(),
+                                       out.of<Real>(channels * taps));
+  });
   if (stride > 1) return;
   const auto a = random_numbers<Real>(channels), w = random_numbers<Real>(channels * taps);
+  check("depthwise_conv", [&](Outputs& out) {
+    return depthwise_conv(dtype, &conv, x.data(), w.data(), out.of<Stored>(positions * channels));
+  });
+  check("spike_depthwise_conv", [&](Outputs& out) {
+    return spike_depthwise_conv(dtype, &conv, words, w.data(),
+                                out.of<Stored>(positions * channels));
+  });
   check("framed_depthwise", [&](Outputs& out) {
     return framed_depthwise(dtype, &conv, x.data(), a.data(), a.data(), a.data(), w.data(),
                             out.of<Stored>(positions * channels));

@@ -63,6 +63,7 @@ CASES = [
     Case(5, 14, 14, 40, 24, 3, 1, 1),
     Case(0, 4, 4, 3, 2, 3, 1, 1),
     Case(1, 4, 4, 1025, 3, 1, 1, 0),
+    Case(2, 40, 41, 2, 70, 3, 1, 1),  # few weights and many positions, which are cut into parts
 ]
 RATES = [0.0, 0.15, 1.0]
 AVAILABLE = [level for level in LEVELS if native.load(level)[0] is not None]
@@ -158,11 +159,24 @@ def test_levels_and_threads_change_no_bit(
 
 
 def test_a_tile_may_begin_and_end_inside_images() -> None:
-    case = Case(7, 13, 13, 70, 70, 3, 1, 1)  # 1183 positions: three tiles of 31 rows
+    case = Case(7, 13, 13, 70, 70, 3, 1, 1)  # a thread has 4 tiles or more
     y, grad = both(case, 0.1, torch.float64)
     bits = pack(case.spikes(0.1))
     assert_same(y, reference.spike_conv(bits, case.weight(), 1, 1, torch.float64))
     assert_same(grad, reference.spike_conv_weight_grad(bits, case.grad(), case.i, 3, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("outputs", [96, 104])
+def test_currents_may_be_larger_than_the_caches(
+    outputs: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(2, 150, 150, 5, outputs, 1, 1, 0)  # 96 fill whole lines of cache, 104 do not
+    bits, weight = pack(case.spikes(0.3)), case.weight().round().to(dtype)  # sums are exact
+    expected = reference.spike_conv(bits, weight, 1, 0, torch.float64).to(dtype)
+    for level in AVAILABLE:
+        monkeypatch.setattr(native, "LIBRARY", Library(level))
+        assert torch.equal(spike_conv(bits, weight, 1, 0, dtype), expected)
 
 
 def test_strides_of_the_arguments_do_not_matter() -> None:

@@ -10,9 +10,12 @@ from torch.nn.grad import conv2d_weight
 
 from spikeformers.ops.bits import unpack
 from spikeformers.ops.depthwise import (
+    depthwise_conv,
     depthwise_weight_grad,
     framed_depthwise,
     framed_depthwise_backward,
+    spike_depthwise_conv,
+    spike_depthwise_weight_grad,
 )
 from spikeformers.ops.qkv_product import qkv_product, qkv_product_backward
 from spikeformers.ops.spike_conv import spike_conv, spike_conv_weight_grad
@@ -47,12 +50,13 @@ def convolve_spikes(
     ghost: Tensor, bits: Tensor, weight: Tensor, kernel: Kernel, is_sparse: bool
 ) -> Tensor:
     """Return the map `[T, B, C', H', W']` of spikes `[T, B, C, H, W]`."""
-    weight = weight.to(ghost.dtype)
+    weight, words = weight.to(ghost.dtype), _words(ghost, bits)
     if is_sparse:
-        words = bits.view(-1, *ghost.shape[3:], bits.shape[-1])
         y = spike_conv(words, weight, kernel.stride, kernel.padding, ghost.dtype).movedim(-1, 1)
+    elif kernel.stride == 1 and _is_depthwise(weight, kernel):
+        y = spike_depthwise_conv(words, weight, kernel.padding, ghost.dtype).movedim(-1, 1)
     else:
-        y = conv2d(_images(ghost, bits), weight, None, *kernel[:2], 1, kernel.groups)
+        y = _convolve(_images(ghost, bits), weight, kernel)
     return y.unflatten(0, ghost.shape[:2])
 
 
@@ -78,22 +82,38 @@ class SpikeConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             images = grad_of_images(grad, weight, ghost.shape[3:], kernel)
             grad_ghost = images.unflatten(0, ghost.shape[:2])
-        if ctx.needs_input_grad[2] and ctx.is_sparse:
-            words = bits.view(-1, *ghost.shape[3:], bits.shape[-1])
-            found = spike_conv_weight_grad(
-                words, grad.movedim(1, -1), *weight.shape[1:3], kernel.stride, kernel.padding
-            )
-            grad_weight = _like(weight, found)
-        elif ctx.needs_input_grad[2]:
-            grad_weight = grad_of_weight(grad, _images(ghost, bits), weight, kernel)
+        if ctx.needs_input_grad[2]:
+            grad_weight = _grad_by_spikes(grad, ghost, bits, weight, kernel, ctx.is_sparse)
         return grad_ghost, None, grad_weight, None, None
+
+
+def _grad_by_spikes(
+    grad: Tensor, ghost: Tensor, bits: Tensor, weight: Tensor, kernel: Kernel, is_sparse: bool
+) -> Tensor:
+    positions, words = grad.movedim(1, -1), _words(ghost, bits)
+    shape = weight.shape[-1], kernel.stride, kernel.padding
+    if is_sparse:
+        return _like(weight, spike_conv_weight_grad(words, positions, weight.shape[1], *shape))
+    if _is_depthwise(weight, kernel):
+        return _like(weight, spike_depthwise_weight_grad(words, positions, *shape))
+    return grad_of_weight(grad, _images(ghost, bits), weight, kernel)
 
 
 def convolve_map(x: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
     """`[T, B, C, H, W]` -> `[T, B, C', H', W']`."""
-    images = _channels_last(x.flatten(0, 1))
-    y = conv2d(images, weight.to(x.dtype), None, *kernel[:2], 1, kernel.groups)
+    y = _convolve(_channels_last(x.flatten(0, 1)), weight.to(x.dtype), kernel)
     return y.unflatten(0, x.shape[:2])
+
+
+def _convolve(images: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
+    if kernel.stride == 1 and _is_depthwise(weight, kernel):
+        return depthwise_conv(images.movedim(1, -1), weight, kernel.padding).movedim(-1, 1)
+    return conv2d(images, weight, None, *kernel[:2], 1, kernel.groups)
+
+
+def _is_depthwise(weight: Tensor, kernel: Kernel) -> bool:
+    """Whether each channel is convolved by itself."""
+    return kernel.groups == len(weight) and weight.shape[1] == 1
 
 
 class MapConv(torch.autograd.Function):
@@ -216,8 +236,8 @@ def grad_of_images(
     side, around = weight.shape[-1], weight.shape[-1] - 1 - kernel.padding
     if kernel.stride == 1 and around >= 0:  # then it is itself a convolution
         positions = grad.movedim(1, -1)
-        if kernel.groups == len(weight) and weight.shape[1] == 1:
-            return conv2d(grad, _mirrored(weight, grad), None, 1, around, 1, kernel.groups)
+        if _is_depthwise(weight, kernel):
+            return _convolve(grad, _mirrored(weight, grad), kernel._replace(padding=around))
         if kernel.groups == 1 and side == 3 and is_faster(positions, weight.shape[1], around):
             mirrored = _mirrored(weight, grad).transpose(0, 1)
             return winograd_conv(positions, mirrored, around).movedim(-1, 1)
@@ -234,7 +254,7 @@ def _mirrored(weight: Tensor, grad: Tensor) -> Tensor:
 
 def grad_of_weight(grad: Tensor, images: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
     """Return the gradient of the kernel of a convolution of these images."""
-    if kernel.groups == len(weight) == images.shape[1]:
+    if _is_depthwise(weight, kernel):
         x, grad_y = images.movedim(1, -1), grad.movedim(1, -1)
         found = depthwise_weight_grad(x, grad_y, weight.shape[-1], kernel.stride, kernel.padding)
     else:
@@ -256,6 +276,11 @@ def _positions(x: Tensor) -> Tensor:
 
 def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def _words(ghost: Tensor, bits: Tensor) -> Tensor:
+    """Spike bits as images `[T*B, H, W, words]`."""
+    return bits.view(-1, *ghost.shape[3:], bits.shape[-1])
 
 
 def _images(ghost: Tensor, bits: Tensor) -> Tensor:

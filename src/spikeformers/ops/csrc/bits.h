@@ -4,6 +4,7 @@
 // more that may be read or written.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -55,4 +56,29 @@ inline void pack_row(const uint8_t* spikes, int64_t channels, int64_t* bits) {
 inline void unpack_row(const int64_t* bits, int64_t channels, uint8_t* spikes) {
   for (int64_t c = 0; c < channels; c += WORD)
     unpack_word(static_cast<uint64_t>(bits[c / WORD]), spikes + c);
+}
+
+// Rows of bits one behind the other without gaps, and back; `joined` has a word more than it needs.
+inline void join_rows(const int64_t* bits, int64_t rows, int64_t channels, uint64_t* joined) {
+  const int64_t words = words_of(channels);
+  std::fill_n(joined, words_of(rows * channels) + 1, 0);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < words; ++i) {
+      const int64_t at = row * channels + i * WORD;
+      const uint64_t word = static_cast<uint64_t>(bits[row * words + i]);
+      joined[at / WORD] |= word << (at % WORD);
+      joined[at / WORD + 1] |= word >> 1 >> (WORD - 1 - at % WORD);
+    }
+}
+
+inline void split_rows(const uint64_t* joined, int64_t rows, int64_t channels, int64_t* bits) {
+  const int64_t words = words_of(channels);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < words; ++i) {
+      const int64_t at = row * channels + i * WORD, left = channels - i * WORD;
+      const uint64_t word = joined[at / WORD] >> (at % WORD) |
+                            joined[at / WORD + 1] << 1 << (WORD - 1 - at % WORD);
+      const uint64_t behind = left < WORD ? ~uint64_t{0} << left : 0;
+      bits[row * words + i] = static_cast<int64_t>(word & ~behind);
+    }
 }

@@ -14,6 +14,7 @@ struct Conv {
 
   int64_t words() const { return (channels + 63) / 64; }
   int64_t fan_in() const { return channels * kernel * kernel; }
+  int64_t positions() const { return images * out_height * out_width; }
 };
 
 template <class Real>
@@ -31,10 +32,3 @@ struct Panel {
   }
   bool is_narrow() const { return columns < wide_columns<Real>; }
 };
-
-// How many rows of a panel are chosen from again and again while they lie in the first caches.
-template <class Real>
-int64_t cached_rows(const Conv& conv) {
-  constexpr int64_t bytes = 48 * 1024;
-  return bytes / (Panel<Real>(conv, 0).columns * sizeof(Real));
-}

@@ -42,17 +42,51 @@ struct Piece {
         channels(std::min(LANES<Real>, pieces.conv.channels - channel)) {}
 
   int64_t rows() const { return last - first; }
+
+  // Where in the output it begins.
+  int64_t start(const Conv& conv) const {
+    return (image * conv.out_height + first) * conv.out_width * conv.channels + channel;
+  }
 };
 
-// Reads the channels of a piece at positions in a row.
+// How far behind this piece the next one begins.
+template <class Real>
+int64_t step_behind(const Pieces<Real>& pieces, int64_t index) {
+  return Piece(pieces, index + 1).start(pieces.conv) - Piece(pieces, index).start(pieces.conv);
+}
+
+// Lets memory bring a vector meanwhile. If it lies across two cache lines, the first one came with
+// the channels in front.
+template <bool is_output = false, class Stored>
+void fetch(const Stored* vector) {
+  __builtin_prefetch(vector + LANES<Wide<Stored>> - 1, is_output);
+}
+inline void fetch(const uint64_t*) {}  // bits of spikes: too few to wait for
+
+// Reads the channels of a piece at some positions.
 template <class Stored>
-void read_row(const Stored* from, int64_t positions, const Conv& conv, const Piece& piece,
-              Vector<Wide<Stored>>* to) {
+void read_row(const Stored* from, int64_t first, int64_t positions, const Conv& conv,
+              const Piece& piece, Vector<Wide<Stored>>* to) {
   constexpr int64_t ahead = 16;
-  from += piece.channel;
+  from += first * conv.channels + piece.channel;
   for (int64_t i = 0; i < positions; ++i, from += conv.channels) {
-    __builtin_prefetch(from + ahead * conv.channels);
+    fetch(from + ahead * conv.channels);
     to[i] = load(from, piece.channels);
+  }
+}
+
+// The same of spikes, which are bits: the channels of a piece lie in one word.
+template <class Vector>
+void read_row(const uint64_t* from, int64_t first, int64_t positions, const Conv& conv,
+              const Piece& piece, Vector* to) {
+  using Real = std::decay_t<decltype(Vector{}[0])>;
+  from += first * conv.words() + piece.channel / 64;
+  for (int64_t i = 0; i < positions; ++i, from += conv.words()) {
+    const uint64_t bits = *from >> piece.channel % 64;
+    Real spikes[LANES<Real>];
+    for (int64_t lane = 0; lane < LANES<Real>; ++lane)
+      spikes[lane] = spike_as<Real>(bits >> lane & 1);
+    to[i] = load(spikes);
   }
 }
 
@@ -63,15 +97,15 @@ struct Frame {
   const Real *gain, *offset, *border;
 };
 
-// Reads the input of a piece.
-template <class Stored>
-void read_input(const Stored* x, const Frame<Wide<Stored>>& frame, const Conv& conv,
-                const Piece& piece, Vector<Wide<Stored>>* to) {
-  Vector<Wide<Stored>> gain = {}, offset = {}, border = {};
+// Reads the input of a piece, numbers or the bits of spikes.
+template <class Input, class Real>
+void read_input(const Input* x, const Frame<Real>& frame, const Conv& conv, const Piece& piece,
+                Vector<Real>* to) {
+  Vector<Real> gain = {}, offset = {}, border = {};
   if (frame.gain) {
-    read_row(frame.gain, 1, conv, piece, &gain);
-    read_row(frame.offset, 1, conv, piece, &offset);
-    read_row(frame.border, 1, conv, piece, &border);
+    read_row(frame.gain, 0, 1, conv, piece, &gain);
+    read_row(frame.offset, 0, 1, conv, piece, &offset);
+    read_row(frame.border, 0, 1, conv, piece, &border);
   }
   const int64_t first = piece.first * conv.stride - conv.padding;
   const int64_t last = (piece.last - 1) * conv.stride - conv.padding + conv.kernel;
@@ -80,7 +114,7 @@ void read_input(const Stored* x, const Frame<Wide<Stored>>& frame, const Conv& c
     to = std::fill_n(to, conv.padding + (is_border ? conv.width : 0), border);
     if (!is_border) {
       const int64_t start = (piece.image * conv.height + row) * conv.width;
-      read_row(x + start * conv.channels, conv.width, conv, piece, to);
+      read_row(x, start, conv.width, conv, piece, to);
       if (frame.gain)
         for (int64_t i = 0; i < conv.width; ++i) to[i] = gain * to[i] + offset;
       to += conv.width;
@@ -96,15 +130,27 @@ struct Rows {
   int64_t pitch;
 };
 
+// Positions that memory brings meanwhile, one behind the other.
+template <class Stored>
+struct Coming {
+  const Stored* vector;
+  int64_t step;
+
+  void fetch_some(int64_t positions) {
+    for (int64_t i = 0; i < positions; ++i, vector += step) fetch(vector);
+  }
+};
+
 // Taps of a kernel row whose sums registers hold at once.
 constexpr int64_t MOST_TAPS = 8;
 
 // sums[tap] = sum over rows and columns of grad[row][column] x[row * stride][column * stride + tap]
-template <class Real, int taps>
+template <class Stored, int taps, class Real = Wide<Stored>>
 void add_products(Rows<Real> grad, Rows<Real> x, int64_t rows, const Conv& conv,
-                  Vector<Real>* sums) {
+                  Coming<Stored>& next, Vector<Real>* sums) {
   Vector<Real> total[taps] = {};
   for (int64_t row = 0; row < rows; ++row) {
+    next.fetch_some((conv.out_width + conv.kernel - 1) / conv.kernel);
     const Vector<Real>* received = grad.values + row * grad.pitch;
     const Vector<Real>* seen = x.values + row * conv.stride * x.pitch;
     for (int64_t column = 0; column < conv.out_width; ++column, seen += conv.stride)
@@ -113,23 +159,27 @@ void add_products(Rows<Real> grad, Rows<Real> x, int64_t rows, const Conv& conv,
   std::copy_n(total, taps, sums);
 }
 
-template <class Real>
-using AddProducts = void (*)(Rows<Real>, Rows<Real>, int64_t, const Conv&, Vector<Real>*);
-template <class Real>
-AddProducts<Real> add_products_of(int64_t taps) {
-  constexpr AddProducts<Real> known[MOST_TAPS] = {
-      add_products<Real, 1>, add_products<Real, 2>, add_products<Real, 3>, add_products<Real, 4>,
-      add_products<Real, 5>, add_products<Real, 6>, add_products<Real, 7>, add_products<Real, 8>};
+template <class Stored, class Real = Wide<Stored>>
+using AddProducts = void (*)(Rows<Real>, Rows<Real>, int64_t, const Conv&, Coming<Stored>&,
+                             Vector<Real>*);
+template <class Stored>
+AddProducts<Stored> add_products_of(int64_t taps) {
+  constexpr AddProducts<Stored> known[MOST_TAPS] = {
+      add_products<Stored, 1>, add_products<Stored, 2>, add_products<Stored, 3>,
+      add_products<Stored, 4>, add_products<Stored, 5>, add_products<Stored, 6>,
+      add_products<Stored, 7>, add_products<Stored, 8>};
   return known[taps - 1];
 }
 
-// Weight gradient [k][k] of some rows of output.
-template <class Real>
-void add_taps(Rows<Real> grad, Rows<Real> x, int64_t rows, const Conv& conv, Vector<Real>* sums) {
+// Weight gradient [k][k] of some rows of output; in k passes, as many positions are fetched.
+template <class Stored, class Real = Wide<Stored>>
+void add_taps(Rows<Real> grad, Rows<Real> x, int64_t rows, const Conv& conv, Coming<Stored> next,
+              Vector<Real>* sums) {
   for (int64_t i = 0; i < conv.kernel; ++i)
     for (int64_t j = 0; j < conv.kernel; j += MOST_TAPS) {
       const int64_t taps = std::min(MOST_TAPS, conv.kernel - j);
-      add_products_of<Real>(taps)(grad, {x.values + i * x.pitch + j, x.pitch}, rows, conv, sums);
+      const auto add = add_products_of<Stored>(taps);
+      add(grad, {x.values + i * x.pitch + j, x.pitch}, rows, conv, next, sums);
       sums += taps;
     }
 }

@@ -9,9 +9,8 @@
 
 namespace {
 
-template <class Stored>
-int weight_grad(const Stored* x, const Stored* grad, Wide<Stored>* out, const Conv& conv) {
-  using Real = Wide<Stored>;
+template <class Input, class Stored, class Real = Wide<Stored>>
+int weight_grad(const Input* x, const Stored* grad, Real* out, const Conv& conv) {
   const Pieces<Real> pieces(conv);
   const int64_t taps = pieces.taps(), width = conv.out_width;
   const auto sums = make_aligned<Vector<Real>>(pieces.count * taps);
@@ -21,10 +20,11 @@ int weight_grad(const Stored* x, const Stored* grad, Wide<Stored>* out, const Co
     for (int64_t index = begin; index < end; ++index) {
       const Piece piece(pieces, index);
       const int64_t start = (piece.image * conv.out_height + piece.first) * width;
-      read_input(x, {}, conv, piece, seen.get());
-      read_row(grad + start * conv.channels, piece.rows() * width, conv, piece, received.get());
-      add_taps<Real>({received.get(), width}, {seen.get(), pieces.pitch()}, piece.rows(), conv,
-                     sums.get() + index * taps);
+      read_input(x, Frame<Real>{}, conv, piece, seen.get());
+      read_row(grad, start, piece.rows() * width, conv, piece, received.get());
+      const int64_t next = piece.start(conv) + step_behind(pieces, index);
+      add_taps<Stored>({received.get(), width}, {seen.get(), pieces.pitch()}, piece.rows(), conv,
+                       {grad + next, conv.channels}, sums.get() + index * taps);
     }
   };
   if (parallel_for(pieces.count, 1, walk)) return 1;
@@ -41,6 +41,17 @@ EXPORT int depthwise_weight_grad(int32_t dtype, const Conv* conv, const void* x,
     return unless_out_of_memory([&] {
       return weight_grad(static_cast<const Stored*>(x), static_cast<const Stored*>(grad),
                          static_cast<Wide<Stored>*>(out), *conv);
+    });
+  });
+}
+
+EXPORT int spike_depthwise_weight_grad(int32_t dtype, const Conv* conv, const uint64_t* bits,
+                                       const void* grad, void* out) {
+  return with_dtype(dtype, [&](auto number) {
+    using Stored = decltype(number);
+    return unless_out_of_memory([&] {
+      return weight_grad(bits, static_cast<const Stored*>(grad), static_cast<Wide<Stored>*>(out),
+                         *conv);
     });
   });
 }

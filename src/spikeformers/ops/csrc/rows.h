@@ -27,32 +27,37 @@ struct VectorOf {
   typedef Real type __attribute__((vector_size(VECTOR_BYTES), may_alias));
 };
 
-// sum += the rows `index` .. `end` of the panel at `base`. An address is a number here, because
-// those of convolutions begin with rows that lie in front of the panel and are never read.
+// to = from + the rows `index` .. `end` of the panel at `base`. An address is a number here,
+// because those of convolutions begin with rows that lie in front of the panel and are never read.
 template <int row_bytes, class Real>
-inline void add_rows(uintptr_t base, const uint32_t* index, const uint32_t* end, Real* sum) {
+inline void add_rows(uintptr_t base, const uint32_t* index, const uint32_t* end, const Real* from,
+                     Real* to) {
   using Vector = typename VectorOf<Real>::type;
   constexpr int part = row_bytes < 8 * VECTOR_BYTES ? row_bytes : 8 * VECTOR_BYTES;
-  constexpr int vectors = part / VECTOR_BYTES;
-  for (int first = 0; first < row_bytes; first += part) {
-    Vector* const out = reinterpret_cast<Vector*>(reinterpret_cast<char*>(sum) + first);
+  constexpr int vectors = part / VECTOR_BYTES, numbers = part / sizeof(Real);
+  for (int first = 0; first < row_bytes; first += part, from += numbers, to += numbers) {
     Vector total[vectors];
-    for (int i = 0; i < vectors; ++i) total[i] = out[i];
+    for (int i = 0; i < vectors; ++i) total[i] = reinterpret_cast<const Vector*>(from)[i];
     for (const uint32_t* at = index; at != end; ++at) {
       const uintptr_t row = base + uintptr_t{*at} * row_bytes + first;
       for (int i = 0; i < vectors; ++i) total[i] += reinterpret_cast<const Vector*>(row)[i];
     }
-    for (int i = 0; i < vectors; ++i) out[i] = total[i];
+    for (int i = 0; i < vectors; ++i) reinterpret_cast<Vector*>(to)[i] = total[i];
   }
 }
 
-// Appends first + b for each set bit b, in ascending order, and returns the new end. It writes four
-// at a time, to mispredict fewer branches: up to `SLACK` values behind the end are lost.
-constexpr int SLACK = 3;
+template <int row_bytes, class Real>
+inline void add_rows(uintptr_t base, const uint32_t* index, const uint32_t* end, Real* sum) {
+  add_rows<row_bytes>(base, index, end, sum, sum);
+}
+
+// Appends first + b for each set bit b, in ascending order, and returns the new end. Eight are
+// written at a time, to mispredict fewer branches: up to `SLACK` values behind the end are lost.
+constexpr int SLACK = 7;
 inline uint32_t* append_set_bits(uint64_t word, uint32_t first, uint32_t* end) {
   uint32_t* const last = end + __builtin_popcountll(word);
-  for (; end < last; end += 4)
-    for (int i = 0; i < 4; ++i, word &= word - 1)
+  for (; end < last; end += 8)
+    for (int i = 0; i < 8; ++i, word &= word - 1)
       end[i] = first + __builtin_ctzll(word | uint64_t{1} << 63);
   return last;
 }

@@ -59,3 +59,13 @@ inline void store(Stored* to, const Stored* from, int64_t count, bool large) {
   for (; i + LINE <= size; i += LINE) stream_line(target + i, source + i);
   std::memcpy(target + i, source + i, size - i);
 }
+
+// The same for one vector.
+template <class Vector>
+inline void store_vector(void* to, const Vector& from, bool large) {
+  if (sizeof from == LINE && large && reinterpret_cast<uintptr_t>(to) % LINE == 0) {
+    stream_line(static_cast<char*>(to), reinterpret_cast<const char*>(&from));
+  } else {
+    std::memcpy(to, &from, sizeof from);
+  }
+}

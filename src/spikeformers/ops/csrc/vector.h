@@ -37,9 +37,9 @@ inline void save(Stored* to, const Vector<Wide<Stored>>& values, bool large) {
     const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Words is_nan = reinterpret_cast<Words>((bits & 0x7fffffff) > 0x7f800000);
     const Halves halves = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), Halves);
-    store(to, reinterpret_cast<const Stored*>(&halves), LANES<float>, large);
+    std::memcpy(to, &halves, sizeof halves);
   } else {
-    store(to, reinterpret_cast<const Stored*>(&values), LANES<Stored>, large);
+    store_vector(to, values, large);
   }
 }
 

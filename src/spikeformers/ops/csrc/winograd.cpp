@@ -5,7 +5,8 @@
 //
 // Each of the 36 positions of a transformed window is a plane. Summed over the channels, the
 // products of a plane are a matrix product, [tiles, channels] x [channels, outputs]. A strip of few
-// tiles is taken through all steps at once, while its planes lie in the second cache.
+// tiles is taken through all steps at once, one panel of outputs after the other, while its planes
+// lie in the second cache.
 //
 // This file is compiled with contraction, which doubles the speed of the products. Levels therefore
 // agree to rounding only; neither threads nor other images change what an output sees.
@@ -82,12 +83,14 @@ template <class Transform, class Real, class In, class Out>
 inline void transform(const In& in, const Out& out) {
   constexpr int from = Transform::from, to = Transform::to;
   Vector<Real> half[to][from];
+#pragma GCC unroll 6
   for (int i = 0; i < from; ++i) {
     Vector<Real> row[from], result[to];
     for (int j = 0; j < from; ++j) row[j] = in(i, j);
     Transform::template apply<Real>(row, result);
     for (int j = 0; j < to; ++j) half[j][i] = result[j];
   }
+#pragma GCC unroll 6
   for (int j = 0; j < to; ++j) {
     Vector<Real> result[to];
     Transform::template apply<Real>(half[j], result);
@@ -110,10 +113,9 @@ struct Cut {
         panels((conv.outputs + PANEL * LANES<Real> - 1) / (PANEL * LANES<Real>)) {}
 
   int64_t strips() const { return (tiles + STRIP - 1) / STRIP; }
-  int64_t panel_size() const { return groups * LANES<Real> * PANEL; }  // all in vectors
-  int64_t plane_of_weights() const { return panels * panel_size(); }
-  int64_t plane_of_windows() const { return groups * STRIP; }
-  int64_t plane_of_products() const { return panels * STRIP * PANEL; }
+  // In vectors. An odd number lets a cache hold the same position of all planes.
+  int64_t plane_of_weights() const { return groups * LANES<Real> * PANEL; }
+  int64_t plane_of_windows() const { return groups * STRIP | 1; }
 };
 
 // Where the outputs of a tile begin.
@@ -127,84 +129,106 @@ struct Place {
         x(tile % cut.columns * TILE) {}
 };
 
-// [O, C, 3, 3] -> [plane][panel][channel][vector of the panel]
+// [O, C, 3, 3] -> [panel][plane][channel][vector of the panel]
 template <class Stored, class Real = Wide<Stored>>
 int transform_weights(const Stored* weight, const Cut<Real>& cut, Vector<Real>* to) {
   constexpr int64_t lanes = LANES<Real>, taps = TAPS * TAPS;
   const Conv& conv = cut.conv;
+  const int64_t plane = cut.plane_of_weights();
   return parallel_for(cut.panels * cut.groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * lanes * PANEL; at < end * lanes * PANEL; ++at) {
-      const int64_t c = at / PANEL % (cut.groups * lanes);
-      const int64_t first = (at / cut.panel_size() * PANEL + at % PANEL) * lanes;
+      const int64_t panel = at / plane, c = at % plane / PANEL;
+      const int64_t first = (panel * PANEL + at % PANEL) * lanes;
       const int64_t outputs = c < conv.channels ? conv.outputs - first : 0;
       Vector<Real> kernel[taps] = {};
       for (int64_t o = 0; o < std::min(lanes, outputs); ++o)
         for (int64_t tap = 0; tap < taps; ++tap)
           kernel[tap][o] = widen(weight[((first + o) * conv.channels + c) * taps + tap]);
+      Vector<Real>* const of_panel = to + panel * PLANES * plane + at % plane;
       transform<OfKernels, Real>(
           [&](int i, int j) { return kernel[i * TAPS + j]; },
           [&](int i, int j, const Vector<Real>& value) {
-            to[(i * WINDOW + j) * cut.plane_of_weights() + at] = value;
+            of_panel[(i * WINDOW + j) * plane] = value;
           });
     }
   });
 }
 
-// The window of a tile -> [plane][group of channels][tile of the strip]
+// Where the pixels of a strip's windows are: [plane][tile of the strip].
+template <class Stored>
+using Pixels = const Stored* [PLANES][STRIP];
+
+// Tiles that the last strip lacks see what is `outside` of images, and nobody looks at the result.
 template <class Stored, class Real = Wide<Stored>>
-void transform_window(const Stored* x, const Stored* outside, const Place& place,
-                      const Cut<Real>& cut, Vector<Real>* to) {
+void find_pixels(const Stored* x, const Stored* outside, int64_t first, const Cut<Real>& cut,
+                 Pixels<Stored>& pixels) {
   const Conv& conv = cut.conv;
-  const Stored* pixels[WINDOW][WINDOW];
-  for (int i = 0; i < WINDOW; ++i)
-    for (int j = 0; j < WINDOW; ++j) {
-      const int64_t row = place.y + i - conv.padding, column = place.x + j - conv.padding;
-      const bool inside = row >= 0 && row < conv.height && column >= 0 && column < conv.width;
-      const int64_t position = (place.image * conv.height + row) * conv.width + column;
-      pixels[i][j] = inside ? x + position * conv.channels : outside;
-    }
-  for (int64_t c = 0; c < conv.channels; c += LANES<Real>, to += STRIP)
-    transform<OfWindows, Real>(
-        [&](int i, int j) {
-          __builtin_prefetch(pixels[i][j] + TILE * conv.channels + c);  // for the next tile
-          return load(pixels[i][j] + c, conv.channels - c);
-        },
-        [&](int i, int j, const Vector<Real>& value) {
-          to[(i * WINDOW + j) * cut.plane_of_windows()] = value;
-        });
+  for (int64_t t = 0; t < STRIP; ++t) {
+    const Place place(cut, first + t);
+    for (int i = 0; i < WINDOW; ++i)
+      for (int j = 0; j < WINDOW; ++j) {
+        const int64_t row = place.y + i - conv.padding, column = place.x + j - conv.padding;
+        const bool inside = first + t < cut.tiles && row >= 0 && row < conv.height && column >= 0 &&
+                            column < conv.width;
+        const int64_t position = (place.image * conv.height + row) * conv.width + column;
+        pixels[i * WINDOW + j][t] = inside ? x + position * conv.channels : outside;
+      }
+  }
 }
 
-// A plane of a strip, [group][tile][channel], times a panel of weights -> [tile][vector]
-template <class Real>
-void multiply(const Real* window, const Vector<Real>* weight, int64_t groups, Vector<Real>* to) {
+// The windows of a strip -> [plane][group of channels][tile of the strip]
+template <class Stored, class Real = Wide<Stored>>
+void transform_windows(const Pixels<Stored>& pixels, const Cut<Real>& cut, Vector<Real>* to) {
+  const int64_t channels = cut.conv.channels, plane = cut.plane_of_windows();
+  for (int64_t c = 0, at = 0; c < channels; c += LANES<Real>)
+    for (int64_t t = 0; t < STRIP; ++t, ++at)
+      transform<OfWindows, Real>(
+          [&](int i, int j) { return load(pixels[i * WINDOW + j][t] + c, channels - c); },
+          [=](int i, int j, const Vector<Real>& value) {
+            to[(i * WINDOW + j) * plane + at] = value;
+          });
+}
+
+// A plane of a strip, [group][tile][channel], times that of a panel of weights -> [tile][vector].
+// Meanwhile memory brings pixels of the next strip.
+template <class Stored, class Real = Wide<Stored>>
+void multiply(const Real* window, const Vector<Real>* weight, const Cut<Real>& cut,
+              const Stored* const* next, Vector<Real>* to) {
   constexpr int64_t lanes = LANES<Real>;
   Vector<Real> sum[STRIP][PANEL];  // in registers, if every loop over them is unrolled
 #pragma GCC unroll 12
   for (int tile = 0; tile < STRIP; ++tile)
     for (int i = 0; i < PANEL; ++i) sum[tile][i] = Vector<Real>{};
-  for (int64_t group = 0; group < groups; ++group, window += STRIP * lanes)
+  for (int64_t group = 0; group < cut.groups; ++group, window += STRIP * lanes) {
+    for (int tile = 0; tile < STRIP; ++tile) __builtin_prefetch(next[tile] + group * lanes);
     for (int64_t c = 0; c < lanes; ++c, weight += PANEL)
       for (int tile = 0; tile < STRIP; ++tile)
         for (int i = 0; i < PANEL; ++i) sum[tile][i] += window[tile * lanes + c] * weight[i];
+  }
 #pragma GCC unroll 12
   for (int tile = 0; tile < STRIP; ++tile)
     for (int i = 0; i < PANEL; ++i) to[tile * PANEL + i] = sum[tile][i];
 }
 
-// [plane][panel][tile of the strip][vector of the panel] -> a tile
+// [plane][tile of the strip][vector of the panel] -> the outputs of a panel
 template <class Stored, class Real = Wide<Stored>>
-void transform_products(const Vector<Real>* products, const Place& place, const Cut<Real>& cut,
-                        Stored* out, bool large) {
+void transform_products(const Vector<Real>* products, int64_t first, int64_t panel,
+                        const Cut<Real>& cut, Stored* out, bool large) {
   const Conv& conv = cut.conv;
-  out += ((place.image * conv.out_height + place.y) * conv.out_width + place.x) * conv.outputs;
-  for (int64_t vector = 0, o = 0; o < conv.outputs; ++vector, o += LANES<Real>) {
-    const Vector<Real>* from = products + vector / PANEL * STRIP * PANEL + vector % PANEL;
-    transform<OfProducts, Real>(
-        [&](int i, int j) { return from[(i * WINDOW + j) * cut.plane_of_products()]; },
-        [&](int i, int j, const Vector<Real>& value) {
-          if (place.y + i < conv.out_height && place.x + j < conv.out_width)
-            save(out + (i * conv.out_width + j) * conv.outputs + o, value, conv.outputs - o, large);
-        });
+  for (int64_t t = 0; t < std::min<int64_t>(STRIP, cut.tiles - first); ++t) {
+    const Place place(cut, first + t);
+    const int64_t position = (place.image * conv.out_height + place.y) * conv.out_width + place.x;
+    for (int64_t at = t * PANEL; at < (t + 1) * PANEL; ++at) {
+      const int64_t o = (panel * PANEL + at % PANEL) * LANES<Real>;
+      if (o >= conv.outputs) break;
+      transform<OfProducts, Real>(
+          [&](int i, int j) { return products[(i * WINDOW + j) * STRIP * PANEL + at]; },
+          [&](int i, int j, const Vector<Real>& value) {
+            if (place.y + i < conv.out_height && place.x + j < conv.out_width)
+              save(out + (position + i * conv.out_width + j) * conv.outputs + o, value,
+                   conv.outputs - o, large);
+          });
+    }
   }
 }
 
@@ -213,27 +237,27 @@ int convolve(const Stored* x, const Stored* weight, Stored* out, const Conv& con
   using Real = Wide<Stored>;
   const Cut<Real> cut(conv);
   const int64_t positions = conv.images * conv.out_height * conv.out_width;
+  const int64_t window_plane = cut.plane_of_windows(), weight_plane = cut.plane_of_weights();
   const bool large = is_large<Stored>(positions * conv.outputs);
-  const auto weights = make_aligned<Vector<Real>>(PLANES * cut.plane_of_weights());
+  const auto weights = make_aligned<Vector<Real>>(cut.panels * PLANES * weight_plane);
   if (transform_weights(weight, cut, weights.get())) return 1;
   return parallel_for(cut.strips(), 1, [&](int64_t begin, int64_t end) {
-    const auto windows = make_aligned<Vector<Real>>(PLANES * cut.plane_of_windows());
-    const auto products = make_aligned<Vector<Real>>(PLANES * cut.plane_of_products());
+    const auto windows = make_aligned<Vector<Real>>(PLANES * window_plane);
+    const auto products = make_aligned<Vector<Real>>(PLANES * STRIP * PANEL);
     const auto outside = make_aligned<Stored>(conv.channels);
     std::fill_n(outside.get(), conv.channels, Stored{});
-    // The last strip may have fewer tiles; nobody looks at what is multiplied in their place.
-    std::fill_n(windows.get(), PLANES * cut.plane_of_windows(), Vector<Real>{});
+    Pixels<Stored> pixels;
+    find_pixels(x, outside.get(), begin * STRIP, cut, pixels);
     for (int64_t first = begin * STRIP; first < end * STRIP; first += STRIP) {
-      const int64_t tiles = std::min<int64_t>(STRIP, cut.tiles - first);
-      for (int64_t t = 0; t < tiles; ++t)
-        transform_window(x, outside.get(), {cut, first + t}, cut, windows.get() + t);
-      for (int64_t plane = 0; plane < PLANES; ++plane)
-        for (int64_t panel = 0; panel < cut.panels; ++panel)
-          multiply(reinterpret_cast<const Real*>(windows.get() + plane * cut.plane_of_windows()),
-                   weights.get() + (plane * cut.panels + panel) * cut.panel_size(), cut.groups,
-                   products.get() + (plane * cut.panels + panel) * STRIP * PANEL);
-      for (int64_t t = 0; t < tiles; ++t)
-        transform_products(products.get() + t * PANEL, {cut, first + t}, cut, out, large);
+      transform_windows(pixels, cut, windows.get());
+      find_pixels(x, outside.get(), first + STRIP, cut, pixels);
+      for (int64_t panel = 0; panel < cut.panels; ++panel) {
+        for (int64_t plane = 0; plane < PLANES; ++plane)
+          multiply(reinterpret_cast<const Real*>(windows.get() + plane * window_plane),
+                   weights.get() + (panel * PLANES + plane) * weight_plane, cut, pixels[plane],
+                   products.get() + plane * STRIP * PANEL);
+        transform_products(products.get(), first, panel, cut, out, large);
+      }
     }
   });
 }

@@ -1,4 +1,4 @@
-"""What is fast on a CPU: one sum of products per tap, in `csrc/*depthwise*.cpp`."""
+"""What is fast on a CPU: pieces of few channels at a time, in `csrc/depthwise*.cpp`."""
 
 import ctypes
 
@@ -9,10 +9,36 @@ from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.depthwise import reference
 from spikeformers.ops.native import INT, POINTER, Kernel, dtype_code, or_else
 from spikeformers.ops.spike_conv.native import Conv
+from spikeformers.ops.spike_conv.reference import out_shape
 
+_conv = Kernel("depthwise_conv", INT, *[POINTER] * 4)
+_spike_conv = Kernel("spike_depthwise_conv", INT, *[POINTER] * 4)
 _weight_grad = Kernel("depthwise_weight_grad", INT, *[POINTER] * 4)
+_spike_weight_grad = Kernel("spike_depthwise_weight_grad", INT, *[POINTER] * 4)
 _framed = Kernel("framed_depthwise", INT, *[POINTER] * 7)
 _framed_backward = Kernel("framed_depthwise_backward", INT, *[POINTER] * 11)
+
+
+@or_else(reference.depthwise_conv)
+def depthwise_conv(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """See `reference.depthwise_conv`."""
+    return _convolve(_conv, x, weight, padding, x.dtype)
+
+
+@or_else(reference.spike_depthwise_conv)
+def spike_depthwise_conv(bits: Tensor, weight: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
+    """See `reference.spike_depthwise_conv`."""
+    return _convolve(_spike_conv, bits, weight, padding, dtype)
+
+
+def _convolve(
+    kernel: Kernel, seen: Tensor, weight: Tensor, padding: int, dtype: torch.dtype
+) -> Tensor:
+    channels, *_, kernel_size = weight.shape
+    y = seen.new_empty((*out_shape(seen, kernel_size, 1, padding), channels), dtype=dtype)
+    conv = Conv.between(seen, channels, y, kernel_size, 1, padding)
+    kernel(dtype_code(y), ctypes.byref(conv), seen.contiguous(), _taps(weight, y), y)
+    return y
 
 
 @or_else(reference.depthwise_weight_grad)
@@ -20,12 +46,25 @@ def depthwise_weight_grad(
     x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding: int
 ) -> Tensor:
     """See `reference.depthwise_weight_grad`."""
-    channels = x.shape[3]
-    shape = (channels, 1, kernel_size, kernel_size)
-    grad_weight = x.new_empty(shape, dtype=membrane_dtype(x))
-    conv = Conv.between(x, channels, grad, kernel_size, stride, padding)
-    x, grad = x.contiguous(), grad.contiguous()
-    _weight_grad(dtype_code(x), ctypes.byref(conv), x, grad, grad_weight)
+    return _grad_of_weight(_weight_grad, x, grad, (kernel_size, stride, padding))
+
+
+@or_else(reference.spike_depthwise_weight_grad)
+def spike_depthwise_weight_grad(
+    bits: Tensor, grad: Tensor, kernel_size: int, stride: int, padding: int
+) -> Tensor:
+    """See `reference.spike_depthwise_weight_grad`."""
+    return _grad_of_weight(_spike_weight_grad, bits, grad, (kernel_size, stride, padding))
+
+
+def _grad_of_weight(
+    kernel: Kernel, seen: Tensor, grad: Tensor, shape: tuple[int, int, int]
+) -> Tensor:
+    channels, side = grad.shape[3], shape[0]
+    grad_weight = grad.new_empty((channels, 1, side, side), dtype=membrane_dtype(grad))
+    conv = Conv.between(seen, channels, grad, *shape)
+    seen, grad = seen.contiguous(), grad.contiguous()
+    kernel(dtype_code(grad), ctypes.byref(conv), seen, grad, grad_weight)
     return grad_weight
 
 
@@ -62,11 +101,12 @@ def _same(x: Tensor, weight: Tensor) -> "ctypes._Pointer[Conv]":
 
 
 def _seen(x: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """Return what a framed convolution sees, as the kernels take it: weights as `[k, k, C]`."""
+    """Return what a framed convolution sees, as the kernels take it."""
     wide = membrane_dtype(x)
-    *vectors, weight = (p.to(wide) for p in parameters)
-    return [
-        x.contiguous(),
-        *(vector.contiguous() for vector in vectors),
-        weight[:, 0].movedim(0, -1).contiguous(),
-    ]
+    *vectors, weight = parameters
+    return [x.contiguous(), *(vector.to(wide).contiguous() for vector in vectors), _taps(weight, x)]
+
+
+def _taps(weight: Tensor, x: Tensor) -> Tensor:
+    """`[C, 1, k, k]` -> `[k, k, C]`, for computations with `x`."""
+    return weight[:, 0].movedim(0, -1).to(membrane_dtype(x)).contiguous()

@@ -12,8 +12,26 @@ from spikeformers.ops.alphabet import declare_alphabet
 from spikeformers.ops.checks import membrane_dtype
 from spikeformers.ops.define import custom_op
 from spikeformers.ops.depthwise import native
+from spikeformers.ops.spike_conv.op import check_conv
 from spikeformers.ops.spike_conv.reference import out_shape
 from spikeformers.types import ANALOG
+
+
+@custom_op("spikeformers::depthwise_conv")
+def depthwise_conv(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Outputs `[N, H', W', C]` of `x` `[N, H, W, C]` and weights `[C, 1, k, k]`."""
+    check_kernel(x, weight, padding)
+    if len(weight) != x.shape[3]:
+        raise InputError(f"weight is for {len(weight)} channels: expected {x.shape[3]}")
+    return native.depthwise_conv(x, weight, padding)
+
+
+@custom_op("spikeformers::spike_depthwise_conv")
+def spike_depthwise_conv(bits: Tensor, weight: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
+    """Outputs `[N, H', W', C]` of spike bits `[N, H, W, words]` and weights `[C, 1, k, k]`."""
+    check_kernel(bits, weight, padding)
+    check_conv(bits, len(weight), weight.shape[-1], 1, padding)
+    return native.spike_depthwise_conv(bits, weight, padding, dtype)
 
 
 @custom_op("spikeformers::depthwise_weight_grad")
@@ -28,6 +46,18 @@ def depthwise_weight_grad(
         )
     check_gradient(grad, x, (*out_shape(x, kernel_size, stride, padding), x.shape[3]))
     return native.depthwise_weight_grad(x, grad, kernel_size, stride, padding)
+
+
+@custom_op("spikeformers::spike_depthwise_weight_grad")
+def spike_depthwise_weight_grad(
+    bits: Tensor, grad: Tensor, kernel_size: int, stride: int, padding: int
+) -> Tensor:
+    """Gradient `[C, 1, k, k]`, given spike bits `[N, H, W, words]` and that of the output."""
+    check_conv(bits, grad.shape[-1], kernel_size, stride, padding)
+    expected = out_shape(bits, kernel_size, stride, padding)
+    if grad.shape[:-1] != expected:
+        raise InputError(f"grad has shape {list(grad.shape)}: expected {list(expected)} + [C]")
+    return native.spike_depthwise_weight_grad(bits, grad, kernel_size, stride, padding)
 
 
 @custom_op("spikeformers::framed_depthwise")
@@ -47,6 +77,17 @@ def framed_depthwise_backward(
     check_frame(x, gain, offset, border, weight)
     check_gradient(grad, x, tuple(x.shape))
     return native.framed_depthwise_backward(grad, x, gain, offset, border, weight)
+
+
+def check_kernel(x: Tensor, weight: Tensor, padding: int) -> None:
+    """Raise `InputError` unless images, a square kernel per channel and a padding fit together."""
+    is_kernel = weight.ndim == 4 and weight.shape[1] == 1 and weight.shape[2] == weight.shape[3]
+    fits = x.ndim == 4 and min(x.shape[1:3]) + 2 * padding >= weight.shape[-1] > 0
+    if not is_kernel or not fits or padding < 0:
+        raise InputError(
+            f"x has shape {list(x.shape)}, weight {list(weight.shape)}, padding={padding}: "
+            "expected [N, H, W, C] that kernels [C, 1, k, k] fit into"
+        )
 
 
 def check_gradient(grad: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -70,10 +111,22 @@ def check_frame(x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight:
             raise InputError(f"{name} has shape {list(vector.shape)}: expected [{x.shape[3]}]")
 
 
+@register_fake(depthwise_conv)
+def _(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    return x.new_empty((*out_shape(x, weight.shape[-1], 1, padding), len(weight)))
+
+
+@register_fake(spike_depthwise_conv)
+def _(bits: Tensor, weight: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
+    shape = (*out_shape(bits, weight.shape[-1], 1, padding), len(weight))
+    return bits.new_empty(shape, dtype=dtype)
+
+
 @register_fake(depthwise_weight_grad)
-def _(x: Tensor, _grad: Tensor, kernel_size: int, _stride: int, _padding: int) -> Tensor:
-    shape = (x.shape[3], 1, kernel_size, kernel_size)
-    return x.new_empty(shape, dtype=membrane_dtype(x))
+@register_fake(spike_depthwise_weight_grad)
+def _(_seen: Tensor, grad: Tensor, kernel_size: int, _stride: int, _padding: int) -> Tensor:
+    shape = (grad.shape[3], 1, kernel_size, kernel_size)
+    return grad.new_empty(shape, dtype=membrane_dtype(grad))
 
 
 @register_fake(framed_depthwise)
@@ -91,7 +144,10 @@ def _(
 
 
 for _op, _outputs in (
+    (depthwise_conv, 1),
+    (spike_depthwise_conv, 1),
     (depthwise_weight_grad, 1),
+    (spike_depthwise_weight_grad, 1),
     (framed_depthwise, 1),
     (framed_depthwise_backward, 4),
 ):

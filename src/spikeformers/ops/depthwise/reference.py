@@ -5,14 +5,30 @@
 
 with stride `r` and padding `p`. A framed convolution sees `gain x + offset` instead, with a border
 that has a value per channel where others have zeros; it leaves the size of maps as it is, `r = 1`
-and `p = (k - 1) / 2`. 16-bit tensors are computed with in float32.
+and `p = (k - 1) / 2`. Spikes, as bits, are seen as the numbers 0 and 1. 16-bit tensors are computed
+with in float32.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from spikeformers.ops.bits import unpack
 from spikeformers.ops.checks import membrane_dtype
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Outputs `[N, H', W', C]` of `x` `[N, H, W, C]` and weights `[C, 1, k, k]`."""
+    wide = membrane_dtype(x)
+    images = x.to(wide).permute(0, 3, 1, 2)
+    y = F.conv2d(images, weight.to(wide), padding=padding, groups=len(weight))
+    return y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
+
+
+def spike_depthwise_conv(bits: Tensor, weight: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
+    """Outputs `[N, H', W', C]` of spike bits `[N, H, W, words]`."""
+    return depthwise_conv(unpack(bits, len(weight), dtype), weight, padding)
 
 
 def depthwise_weight_grad(
@@ -31,13 +47,20 @@ def depthwise_weight_grad(
     ).contiguous()
 
 
+def spike_depthwise_weight_grad(
+    bits: Tensor, grad: Tensor, kernel_size: int, stride: int, padding: int
+) -> Tensor:
+    """Gradient `[C, 1, k, k]`, given spike bits `[N, H, W, words]`."""
+    spikes = unpack(bits, grad.shape[3], grad.dtype)
+    return depthwise_weight_grad(spikes, grad, kernel_size, stride, padding)
+
+
 def framed_depthwise(
     x: Tensor, gain: Tensor, offset: Tensor, border: Tensor, weight: Tensor
 ) -> Tensor:
     """Return the convolution `[N, H, W, C]` of `gain x + offset` within a border."""
     framed = _framed(x, gain, offset, border, weight.shape[-1] // 2)
-    y = F.conv2d(framed.permute(0, 3, 1, 2), weight.to(framed.dtype), groups=len(weight))
-    return y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
+    return depthwise_conv(framed, weight, 0).to(x.dtype)
 
 
 def framed_depthwise_backward(
