@@ -45,12 +45,15 @@ def case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
 
 def without_neuron(module: Any, given: Case) -> Results:
     y, residual, gain, offset = (given[name] for name in ("y", "residual", "gain", "offset"))
+    in_place = given["grad"].clone()
+    module.norm_backward_(in_place, y, gain, offset, -gain)
     return (
         *module.channel_moments(y),
         module.norm_add(y, residual, gain, offset),
         module.norm_add(y, residual, None, None),
         module.norm_add(y, None, gain, offset),
         module.norm_backward(given["grad"], y, gain, offset, -gain),
+        in_place,
         *module.norm_products(given["grad"], y),
     )
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 
-def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Define an op by its kernel, which writes to none of its arguments.
+def custom_op(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Define an op by its kernel.
 
     Args:
         name: Full name, as in "spikeformers::lif".
+        mutates: The arguments that it writes to.
 
     Returns:
         A decorator that turns the kernel for all devices into the op. The functions
@@ -23,7 +24,7 @@ def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(kernel: Callable[..., Any]) -> Any:
-        schema = torch.library.infer_schema(kernel, mutates_args=())
+        schema = torch.library.infer_schema(kernel, mutates_args=mutates)
         torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.impl(name, "default", kernel)
         op: Any = torch.ops

@@ -14,6 +14,7 @@ from spikeformers.ops.norm_lif import (
     channel_moments,
     norm_add,
     norm_backward,
+    norm_backward_,
     norm_lif,
     norm_lif_backward,
     norm_products,
@@ -69,16 +70,27 @@ class Affine:
         self.gain, self.offset, self.tape = fold_norms(vectors, bias, self.moments)
 
     def backward(
-        self, grad_x: Tensor, y: Tensor, grad_gain: Tensor, grad_offset: Tensor
+        self,
+        grad_x: Tensor,
+        y: Tensor,
+        grad_gain: Tensor,
+        grad_offset: Tensor,
+        overwrites: bool = False,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return the gradients of the rows `y`, also through their moments, and the parameters'."""
+        """Return the gradients of the rows `y`, also through their moments, and the parameters'.
+
+        Nobody else wants `grad_x` where that `overwrites` it.
+        """
         grads, through = fold_norms_backward(
             grad_gain, grad_offset, self.training, self.moments, self.tape
         )
         if self.moments is not None and dist.is_available() and dist.is_initialized():
             dist.all_reduce(through)  # all ranks have used these moments
-        grad_y = norm_backward(grad_x, y, self.gain, *through.unbind())
-        return grad_y, grads.unbind()[: len(self.parameters)]
+        if overwrites:
+            norm_backward_(grad_x, y, self.gain, *through.unbind())
+        else:
+            grad_x = norm_backward(grad_x, y, self.gain, *through.unbind())
+        return grad_x, grads.unbind()[: len(self.parameters)]
 
     def backward_from_sum(self, grad_x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Return the same where no neuron follows."""
@@ -187,5 +199,6 @@ class Fire(torch.autograd.Function):
         grad_residual = map_of(grad_x, shape) if ctx.needs_input_grad[6] else None
         grads: Sequence[Tensor] = ()
         if affine is not None:
-            grad_x, grads = affine.backward(grad_x, y, grad_gain, grad_offset)
+            is_wanted = ctx.needs_input_grad[6]
+            grad_x, grads = affine.backward(grad_x, y, grad_gain, grad_offset, not is_wanted)
         return *[None] * 5, map_of(grad_x, shape), grad_residual, *grads

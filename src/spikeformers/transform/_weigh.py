@@ -223,7 +223,7 @@ class BorderedChain(torch.autograd.Function):
             grad.movedim(1, -1), *seen
         )
         grad_y, grads = affine.backward(
-            grad.view(rows_of(y).shape), rows_of(y), grad_gain, grad_offset
+            grad.view(rows_of(y).shape), rows_of(y), grad_gain, grad_offset, overwrites=True
         )
         grad_y, grad_depthwise = map_of(grad_y, y.shape), _like(depthwise, grad_depthwise)
         return None, None, grad_y, None, grad_depthwise, grad_pointwise, *grads

@@ -66,6 +66,15 @@ def norm_backward(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     return grad_y
 
 
+@or_else(reference.norm_backward_)
+def norm_backward_(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    """See `reference.norm_backward_`."""
+    rows = grad_x.contiguous()
+    _norm_backward(*_rows(y), rows, *(x.contiguous() for x in (y, a, b, c)), rows)
+    if rows is not grad_x:
+        grad_x.copy_(rows)
+
+
 @or_else(reference.norm_lif)
 def norm_lif(
     y: Tensor,

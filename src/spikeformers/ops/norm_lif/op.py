@@ -101,6 +101,17 @@ def norm_backward(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     return native.norm_backward(grad_x, y, a, b, c)
 
 
+@custom_op("spikeformers::norm_backward_", mutates=("grad_x",))
+def norm_backward_(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    """`norm_backward` in the memory of `grad_x`."""
+    native.norm_backward_(grad_x, y, a, b, c)
+
+
+@impl(norm_backward_.name(), "cuda")
+def _(grad_x: Tensor, *others: Tensor) -> None:
+    grad_x.copy_(norm_backward(grad_x, *others))
+
+
 @custom_op("spikeformers::norm_products")
 def norm_products(grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients `[C]` of gain and offset where no neuron follows: sums of `grad_x y`, `grad_x`."""
@@ -153,6 +164,11 @@ def _(
 @register_fake(norm_backward)
 def _(grad_x: Tensor, *_: Any) -> Tensor:
     return grad_x.new_empty(grad_x.shape)
+
+
+@register_fake(norm_backward_)
+def _(*_: Any) -> None:
+    pass
 
 
 @register_fake(norm_products)

@@ -110,6 +110,11 @@ def norm_backward(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
     return (a * grad_x.to(wide) + b * y.to(wide) + c).to(y.dtype)
 
 
+def norm_backward_(grad_x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    """`norm_backward` in the memory of `grad_x`."""
+    grad_x.copy_(norm_backward(grad_x, y, a, b, c))
+
+
 def _current(
     y: Tensor, residual: Tensor | None, gain: Tensor | None, offset: Tensor | None
 ) -> Tensor:
