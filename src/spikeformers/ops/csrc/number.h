@@ -48,11 +48,6 @@ template <class Stored>
 inline Stored spike_as(bool fires) {
   return fires ? Stored{1} : Stored{0};
 }
-template <>
-inline BFloat16 spike_as<BFloat16>(bool fires) {
-  constexpr uint16_t one = 0x3f80;
-  return {fires ? one : uint16_t{0}};
-}
 
 // The order of DTYPES in native.py.
 enum DType : int32_t { FLOAT32, FLOAT64, BFLOAT16 };
