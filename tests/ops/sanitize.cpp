@@ -32,9 +32,9 @@ int norm_backward(int32_t, int64_t, int64_t, const void*, const void*, const voi
                   const void*, void*);
 int norm_lif_forward(int32_t, const NeuronOptions*, int64_t, int64_t, int64_t, const void*,
                      const void*, const void*, const void*, int64_t*, void*);
-int norm_lif_backward(int32_t, const NeuronOptions*, int64_t, int64_t, int64_t, const void*,
-                      const void*, const int64_t*, const void*, const void*, const void*,
-                      const void*, void*, void*, void*);
+int norm_lif_backward(int32_t, const NeuronOptions*, int64_t, int64_t, int64_t, void*, const void*,
+                      const int64_t*, const void*, const void*, const void*, const void*, void*,
+                      void*);
 int fold_norms_forward(int32_t, int64_t, int64_t, const Norm*, const void*, const Moments*, void*,
                        void*, double*);
 int fold_norms_backward(int32_t, int64_t, int64_t, const void*, const void*, const uint8_t*,
@@ -195,12 +195,12 @@ void check_norm_lif(const NeuronOptions& options, int64_t T, int64_t R, int64_t 
                               gain, offset, fired, norm ? nullptr : out.of<Stored>(all));
     });
     check("norm_lif_backward", [&](Outputs& out) {
-      auto* grad_x = out.of<Stored>(all);
+      auto* grad_x = out.of<Stored>(all);  // begins as the gradient of the spikes
+      std::copy(grad.begin(), grad.end(), grad_x);
       auto* grad_gain = norm ? out.of<Real>(C) : nullptr;
-      return norm_lif_backward(dtype, &options, T, R, C, grad.data(),
-                               norm ? nullptr : residual.data(), bits.data(), y.data(),
-                               norm ? nullptr : residual.data(), gain, offset, grad_x, grad_gain,
-                               norm ? out.of<Real>(C) : nullptr);
+      return norm_lif_backward(dtype, &options, T, R, C, grad_x, norm ? nullptr : residual.data(),
+                               bits.data(), y.data(), norm ? nullptr : residual.data(), gain,
+                               offset, grad_gain, norm ? out.of<Real>(C) : nullptr);
     });
   }
 }

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.compile
 SHAPE = (2, 48, 128)  # time steps, rows, channels
 NEURON = dict(v_reset=0.0, decay_input=True, detach_reset=True, surrogate="sigmoid", alpha=4.0)
 OPS = [
-    *("lif", "lif_backward", "norm_lif", "norm_lif_backward", "norm_add"),
+    *("lif", "lif_backward", "norm_lif", "norm_lif_backward_", "norm_add"),
     *("channel_moments", "norm_backward", "norm_products"),
 ]
 
@@ -93,7 +93,7 @@ def run_every_kernel(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     norm_kernels.norm_add(y, y, vector, vector)
     norm_kernels.norm_backward(y, y, vector, vector, vector)
     norm_kernels.norm_lif(y, y, vector, vector, *neuron, strict=False, keeps_stream=True)
-    norm_kernels.norm_lif_backward(y, y, bits, y, y, vector, vector, *neuron, True, "sigmoid", 4.0)
+    norm_kernels.norm_lif_backward_(y, y, bits, y, y, vector, vector, *neuron, True, "sigmoid", 4.0)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from spikeformers.ops.norm_lif import (
     norm_backward,
     norm_backward_,
     norm_lif,
-    norm_lif_backward,
+    norm_lif_backward_,
     norm_products,
 )
 from spikeformers.transform._maps import Recipe, ghost_of, map_of, rows_of
@@ -41,7 +41,7 @@ class Firing(NamedTuple):
 
     @property
     def backward_options(self) -> tuple[Any, ...]:
-        """Arguments of `norm_lif_backward`."""
+        """Arguments of `norm_lif_backward_`."""
         return (*self[:4], *self[5:])
 
 
@@ -186,8 +186,9 @@ class Fire(torch.autograd.Function):
             stream = norm_add(y, stream, gain, offset)
         if grad_spikes is None:
             grad_spikes = torch.zeros_like(map_of(y, shape))
-        grad_x, grad_gain, grad_offset = norm_lif_backward(
-            rows_of(grad_spikes),
+        grad_x = rows_of(grad_spikes)  # is overwritten: nobody else has the gradient of a ghost
+        grad_gain, grad_offset = norm_lif_backward_(
+            grad_x,
             None if grad_stream is None else rows_of(grad_stream),
             bits,
             y,

@@ -42,8 +42,8 @@ class Unpack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        """Hand the gradient to the ghost."""
-        return grad, None
+        """Hand the gradient to the ghost, in memory of its own; see `Fire.backward`."""
+        return grad.clone(), None
 
 
 def convolve_spikes(

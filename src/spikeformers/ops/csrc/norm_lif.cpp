@@ -103,14 +103,13 @@ int forward(const Neuron<Wide<Stored>>& neuron, const Tiles& tiles, const Stored
   });
 }
 
+// The gradient of x is written over that of the spikes.
 template <class Stored, class Slope>
 int backward(const Neuron<Wide<Stored>>& neuron, const Slope& slope, const Tiles& tiles,
-             const Stored* grad_spikes, const Stored* grad_stream, const int64_t* bits,
-             const Stored* y, const Stored* stream, const Wide<Stored>* gain,
-             const Wide<Stored>* offset, Stored* grad_x, Wide<Stored>* grad_gain,
-             Wide<Stored>* grad_offset) {
+             Stored* grad, const Stored* grad_stream, const int64_t* bits, const Stored* y,
+             const Stored* stream, const Wide<Stored>* gain, const Wide<Stored>* offset,
+             Wide<Stored>* grad_gain, Wide<Stored>* grad_offset) {
   using Real = Wide<Stored>;
-  const bool large = is_large<Stored>(tiles.T * tiles.R * tiles.C);
   const auto walk = [=](int64_t begin, int64_t end, Real* sums) FLAT {
     const Stored* const from = stream ? stream : y;
     const auto gains = along_tile<Real>(tiles, stream ? nullptr : gain, 1);
@@ -123,7 +122,7 @@ int backward(const Neuron<Wide<Stored>>& neuron, const Slope& slope, const Tiles
         Four<Real> v(neuron.rest), grad_v(0);
         for (int64_t t = 0; t < tiles.T; ++t) {
           const int64_t here = tiles.at(t, tile) + i;
-          ask_for_next(here, {y, stream, grad_spikes, grad_stream});
+          ask_for_next(here, {y, stream, grad, grad_stream});
           h[t] = neuron.charge(v, load_four(&gains[i], count) * load_four(from + here, count) +
                                       load_four(&offsets[i], count));
           v = neuron.reset(h[t], spikes.fired<Real>(t, i));
@@ -132,7 +131,7 @@ int backward(const Neuron<Wide<Stored>>& neuron, const Slope& slope, const Tiles
           const int64_t here = tiles.at(t, tile) + i;
           const auto grad_h =
               neuron.grad_h(h[t], spikes.fired<Real>(t, i), slope(h[t] - neuron.threshold),
-                            load_four(grad_spikes + here, count), grad_v);
+                            load_four(grad + here, count), grad_v);
           grad_v = grad_h * neuron.decay;
           auto x = neuron.grad_x(grad_h);
           if (grad_stream) x = x + load_four(grad_stream + here, count);
@@ -140,7 +139,7 @@ int backward(const Neuron<Wide<Stored>>& neuron, const Slope& slope, const Tiles
             add_to(sums + i, x * load_four(y + here, count), count);
             add_to(sums + tiles.size() + i, x, count);
           }
-          save_four(grad_x + here, x, count, large);
+          save_four(grad + here, x, count, false);
         }
       });
     }
@@ -165,19 +164,17 @@ EXPORT int norm_lif_forward(int32_t dtype, const NeuronOptions* options, int64_t
 }
 
 EXPORT int norm_lif_backward(int32_t dtype, const NeuronOptions* options, int64_t T, int64_t R,
-                             int64_t C, const void* grad_spikes, const void* grad_stream,
-                             const int64_t* bits, const void* y, const void* stream,
-                             const void* gain, const void* offset, void* grad_x, void* grad_gain,
-                             void* grad_offset) {
+                             int64_t C, void* grad, const void* grad_stream, const int64_t* bits,
+                             const void* y, const void* stream, const void* gain,
+                             const void* offset, void* grad_gain, void* grad_offset) {
   return with_dtype(dtype, [&](auto number) {
     using Stored = decltype(number);
     using Real = Wide<Stored>;
     return with_surrogate<Real>(options->surrogate, options->alpha, [&](const auto& slope) {
       return backward(Neuron<Real>(*options), slope, Tiles(T, R, C),
-                      static_cast<const Stored*>(grad_spikes),
-                      static_cast<const Stored*>(grad_stream), bits, static_cast<const Stored*>(y),
-                      static_cast<const Stored*>(stream), static_cast<const Real*>(gain),
-                      static_cast<const Real*>(offset), static_cast<Stored*>(grad_x),
+                      static_cast<Stored*>(grad), static_cast<const Stored*>(grad_stream), bits,
+                      static_cast<const Stored*>(y), static_cast<const Stored*>(stream),
+                      static_cast<const Real*>(gain), static_cast<const Real*>(offset),
                       static_cast<Real*>(grad_gain), static_cast<Real*>(grad_offset));
     });
   });

@@ -6,7 +6,7 @@ from spikeformers.ops.norm_lif.op import (
     norm_backward,
     norm_backward_,
     norm_lif,
-    norm_lif_backward,
+    norm_lif_backward_,
     norm_products,
 )
 
@@ -16,6 +16,6 @@ __all__ = [
     "norm_backward",
     "norm_backward_",
     "norm_lif",
-    "norm_lif_backward",
+    "norm_lif_backward_",
     "norm_products",
 ]

@@ -16,7 +16,7 @@ _add = Kernel("norm_add", INT, SIZE, SIZE, *[POINTER] * 5)
 _products = Kernel("norm_products", INT, SIZE, SIZE, *[POINTER] * 4)
 _norm_backward = Kernel("norm_backward", INT, SIZE, SIZE, *[POINTER] * 6)
 _forward = Kernel("norm_lif_forward", INT, POINTER, *[SIZE] * 3, *[POINTER] * 6)
-_backward = Kernel("norm_lif_backward", INT, POINTER, *[SIZE] * 3, *[POINTER] * 10)
+_backward = Kernel("norm_lif_backward", INT, POINTER, *[SIZE] * 3, *[POINTER] * 9)
 
 
 def _rows(y: Tensor) -> tuple[int, int, int]:
@@ -104,8 +104,8 @@ def norm_lif(
     return bits, stream
 
 
-@or_else(reference.norm_lif_backward)
-def norm_lif_backward(
+@or_else(reference.norm_lif_backward_)
+def norm_lif_backward_(
     grad_spikes: Tensor,
     grad_stream: Tensor | None,
     bits: Tensor,
@@ -120,8 +120,8 @@ def norm_lif_backward(
     detach_reset: bool,
     surrogate: str,
     alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.norm_lif_backward`."""
+) -> tuple[Tensor, Tensor]:
+    """See `reference.norm_lif_backward_`."""
     options = neuron_options(
         decay,
         v_threshold,
@@ -131,15 +131,17 @@ def norm_lif_backward(
         surrogate=surrogate,
         alpha=alpha,
     )
-    grad_x = torch.empty(y.shape, dtype=y.dtype)
+    grad = grad_spikes.contiguous()
     empty = _vector(y)[:0]
     grad_gain, grad_offset = (empty.clone() if gain is None else _vector(y) for _ in range(2))
     _backward(
         dtype_code(y),
         ctypes.byref(options),
         *y.shape,
-        *map(_whole, (grad_spikes, grad_stream, bits, y, stream, gain, offset)),
-        grad_x,
+        grad,
+        *map(_whole, (grad_stream, bits, y, stream, gain, offset)),
         *((None, None) if gain is None else (grad_gain, grad_offset)),
     )
-    return grad_x, grad_gain, grad_offset
+    if grad is not grad_spikes:
+        grad_spikes.copy_(grad)
+    return grad_gain, grad_offset

@@ -59,8 +59,8 @@ def norm_lif(
     )
 
 
-@custom_op("spikeformers::norm_lif_backward")
-def norm_lif_backward(
+@custom_op("spikeformers::norm_lif_backward_", mutates=("grad_spikes",))
+def norm_lif_backward_(
     grad_spikes: Tensor,
     grad_stream: Tensor | None,
     bits: Tensor,
@@ -75,9 +75,12 @@ def norm_lif_backward(
     detach_reset: bool,
     surrogate: str,
     alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `x` `[T, R, C]`, and of `gain` and `offset` `[C]` where there is a norm."""
-    return native.norm_lif_backward(
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `gain` and `offset` `[C]` where there is a norm; see `reference.py`.
+
+    That of `x`, `[T, R, C]`, is written over `grad_spikes`.
+    """
+    return native.norm_lif_backward_(
         grad_spikes,
         grad_stream,
         bits,
@@ -122,7 +125,7 @@ for _op, _function in (
     (channel_moments, reference.channel_moments),
     (norm_add, reference.norm_add),
     (norm_lif, reference.norm_lif),
-    (norm_lif_backward, reference.norm_lif_backward),
+    (norm_lif_backward_, reference.norm_lif_backward_),
     (norm_backward, reference.norm_backward),
     (norm_products, reference.norm_products),
 ):
@@ -147,7 +150,7 @@ def _(y: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     return bits, y.new_empty(y.shape if options[-1] else 0)
 
 
-@register_fake(norm_lif_backward)
+@register_fake(norm_lif_backward_)
 def _(
     _grad_spikes: Tensor,
     _grad_stream: Tensor | None,
@@ -156,9 +159,9 @@ def _(
     _stream: Tensor | None,
     gain: Tensor | None,
     *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     grad_gain = y.new_empty(0 if gain is None else y.shape[-1], dtype=membrane_dtype(y))
-    return y.new_empty(y.shape), grad_gain, torch.empty_like(grad_gain)
+    return grad_gain, torch.empty_like(grad_gain)
 
 
 @register_fake(norm_backward)

@@ -58,7 +58,7 @@ def norm_lif(
     return pack(spikes), stream
 
 
-def norm_lif_backward(
+def norm_lif_backward_(
     grad_spikes: Tensor,
     grad_stream: Tensor | None,
     bits: Tensor,
@@ -73,10 +73,11 @@ def norm_lif_backward(
     detach_reset: bool,
     surrogate: str,
     alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `x` (`[T, R, C]`) and, where there is a norm, of `gain` and `offset` (`[C]`).
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `gain` and `offset` (`[C]`) where there is a norm, else of no length.
 
-    The membrane is computed again from `x`: from the stream if it was kept, else from `y`.
+    The gradient of `x` (`[T, R, C]`) is written over that of the spikes. The membrane is computed
+    again from `x`: from the stream if it was kept, else from `y`.
     """
     x = _current(y, None, gain, offset) if stream is None else stream.to(membrane_dtype(y))
     spikes = unpack(bits, y.shape[-1], x.dtype)
@@ -93,9 +94,8 @@ def norm_lif_backward(
     grad_x = torch.stack(grads[::-1]) * (1 - decay if decay_input else 1)
     if grad_stream is not None:
         grad_x = grad_x + grad_stream
-    if gain is None:
-        return grad_x.to(y.dtype), x.new_empty(0), x.new_empty(0)
-    return grad_x.to(y.dtype), *norm_products(grad_x, y)
+    grad_spikes.copy_(grad_x)
+    return (x.new_empty(0), x.new_empty(0)) if gain is None else norm_products(grad_x, y)
 
 
 def norm_products(grad_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

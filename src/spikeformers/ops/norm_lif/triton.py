@@ -49,7 +49,7 @@ __all__ = [
     "norm_add",
     "norm_backward",
     "norm_lif",
-    "norm_lif_backward",
+    "norm_lif_backward_",
     "norm_products",
 ]
 
@@ -94,7 +94,7 @@ def _norm_lif(
 
 @triton.jit
 def _norm_lif_backward(
-    grad_spikes,
+    grad,
     grad_stream,
     bits,
     x,
@@ -103,7 +103,6 @@ def _norm_lif_backward(
     y,
     decay,
     v_threshold,
-    grad_x,
     grad_v,
     of_gain,
     of_offset,
@@ -141,23 +140,23 @@ def _norm_lif_backward(
             v = reset(h, s, threshold, neuron)
             at, word_at = at + step, word_at + word_step
 
-        grad = tl.load(grad_v + i, mine, 0.0) if grad_v is not None else tl.zeros_like(v)
+        of_v = tl.load(grad_v + i, mine, 0.0) if grad_v is not None else tl.zeros_like(v)
         for back in tl.static_range(T):
             at -= step
             h, s = steps[T - 1 - back]
             slope = surrogate_derivative(h - threshold, neuron)
             by_h, _ = reset_derivatives(h, s, slope, threshold, neuron)
-            grad = tl.load(grad_spikes + at, mine, 0.0).to(d.dtype) * slope + grad * by_h
-            of_x = grad * (1 - d) if neuron.decay_input else grad
-            grad = grad * d
+            of_h = tl.load(grad + at, mine, 0.0).to(d.dtype) * slope + of_v * by_h
+            of_x = of_h * (1 - d) if neuron.decay_input else of_h
+            of_v = of_h * d
             if grad_stream is not None:
                 of_x += tl.load(grad_stream + at, mine, 0.0).to(d.dtype)
-            tl.store(grad_x + at, of_x, mine)
+            tl.store(grad + at, of_x, mine)
             if y is not None:
                 products += of_x * tl.load(y + at, mine, 0.0).to(d.dtype)
                 sums += of_x
         if grad_v is not None:
-            tl.store(grad_v + i, grad, mine)
+            tl.store(grad_v + i, of_v, mine)
     if y is not None:
         at = part * channels + channel
         tl.store(of_gain + at, tl.sum(products, 0, keep_dims=True), channel < channels)
@@ -191,7 +190,7 @@ def norm_lif(
     return bits, y.new_empty(0) if stream is None else stream
 
 
-def norm_lif_backward(
+def norm_lif_backward_(
     grad_spikes: Tensor,
     grad_stream: Tensor | None,
     bits: Tensor,
@@ -206,13 +205,13 @@ def norm_lif_backward(
     detach_reset: bool,
     surrogate: str,
     alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `x` (`[T, R, C]`) and, where there is a norm, of `gain` and `offset` (`[C]`)."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `gain` and `offset` (`[C]`) where there is a norm; see `reference.py`."""
     y, (timesteps, rows, channels) = y.contiguous(), y.shape
     pieces, normed = backwards(timesteps), gain is not None
     tile = block_of(pieces[-1][1]) // WORD
     parts, tiles = share(rows, tile)
-    grad_x, wide_dtype = torch.empty_like(y), membrane_dtype(y)
+    grad, wide_dtype = grad_spikes.contiguous(), membrane_dtype(y)
     grad_v = torch.zeros_like(y[0], dtype=wide_dtype) if len(pieces) > 1 else None
     sums = y.new_empty(2, len(pieces), parts, channels if normed else 0, dtype=wide_dtype)
     current = (y, gain, offset) if stream is None else (stream.contiguous(), None, None)
@@ -220,12 +219,14 @@ def norm_lif_backward(
         launch(
             _norm_lif_backward,
             (parts, words(channels)),
-            *(grad_spikes.contiguous(), packed(grad_stream), bits.contiguous(), *current),
-            *(y if normed else None, decay, v_threshold, grad_x, grad_v, *sums[:, piece]),
+            *(grad, packed(grad_stream), bits.contiguous(), *current),
+            *(y if normed else None, decay, v_threshold, grad_v, *sums[:, piece]),
             *(first or None, rows, channels, words(channels), tiles),
             neuron=Dynamics(v_reset, decay_input, False, detach_reset, surrogate, alpha),
             T=length,
             ROWS=tile,
         )
+    if grad is not grad_spikes:
+        grad_spikes.copy_(grad)
     grad_gain, grad_offset = sums.sum((1, 2))
-    return grad_x, grad_gain, grad_offset
+    return grad_gain, grad_offset
