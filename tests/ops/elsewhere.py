@@ -1,7 +1,6 @@
 """Compare the native kernels as other compilers and processors run them: `make test-elsewhere`.
 
-All builds must give the same bits; only Winograd's products, which are compiled with contraction,
-may differ by rounding.
+All builds must give the same bits.
 """
 
 import shutil
@@ -50,7 +49,6 @@ def main() -> int:
     wrong = 0
     for build in others:
         differ = [k for k in found[first] if found[build].get(k) != found[first][k]]
-        differ = [kernel for kernel in differ if kernel != "winograd_conv"]
         print(f"{build} against {first}: {', '.join(differ) or 'the same bits'}")
         wrong += bool(differ)
     return wrong

@@ -2,16 +2,47 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "number.h"
 #include "rows.h"
 #include "stream.h"
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 template <class Real>
 using Vector = typename VectorOf<Real>::type;
 template <class Real>
 constexpr int64_t LANES = VECTOR_BYTES / sizeof(Real);
+
+// factor * x + sum, rounded once.
+inline Vector<float> fused(float factor, Vector<float> x, Vector<float> sum) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, sum);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(_mm256_set1_ps(factor), x, sum);
+#elif defined(__aarch64__)
+  return vfmaq_n_f32(sum, x, factor);
+#else
+  for (int i = 0; i < LANES<float>; ++i) sum[i] = std::fma(factor, x[i], sum[i]);
+  return sum;
+#endif
+}
+inline Vector<double> fused(double factor, Vector<double> x, Vector<double> sum) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(_mm512_set1_pd(factor), x, sum);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(_mm256_set1_pd(factor), x, sum);
+#elif defined(__aarch64__)
+  return vfmaq_n_f64(sum, x, factor);
+#else
+  for (int i = 0; i < LANES<double>; ++i) sum[i] = std::fma(factor, x[i], sum[i]);
+  return sum;
+#endif
+}
 
 // Numbers of 16 bits are widened and narrowed as number.h does it, a vector at a time.
 typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));

@@ -6,7 +6,7 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
-from spikeformers.ops.native import DTYPES, INT, POINTER, Kernel, dtype_code, or_else
+from spikeformers.ops.native import DTYPES, INT, POINTER, Kernel, dtype_code, level, or_else
 from spikeformers.ops.spike_conv.native import Conv
 from spikeformers.ops.spike_conv.reference import out_shape
 from spikeformers.ops.winograd import reference
@@ -29,11 +29,12 @@ def winograd_conv(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 def is_faster(x: Tensor, outputs: int, padding: int) -> bool:
     """Whether `winograd_conv` of `x` `[N, H, W, C]` is faster than PyTorch's convolution.
 
-    On whole tiles it was measured to be 2.5 times faster at all levels of x86-64; in bfloat16,
-    which new processors multiply twice as fast, 1.3 times. What a tile has beyond the border is
-    lost work, as are vectors of few channels; and every thread should have a strip of tiles.
+    On whole tiles it was measured to be 2.5 times faster; in bfloat16, which new processors
+    multiply twice as fast, 1.3 times. What a tile has beyond the border is lost work, as are
+    vectors of few channels; and every thread should have a strip of tiles. The baseline of x86-64
+    has no instruction that multiplies and adds.
     """
-    if _conv.missing or x.device.type != "cpu" or x.dtype not in DTYPES:
+    if _conv.missing or level() == "baseline" or x.device.type != "cpu" or x.dtype not in DTYPES:
         return False
     images, *size = out_shape(x, 3, 1, padding)
     tiles = images * prod(ceil(length / TILE) for length in size)
