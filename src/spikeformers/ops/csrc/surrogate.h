@@ -1,6 +1,7 @@
 // The surrogate derivatives of ops/surrogate.py: slopes in place of the step function's.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -10,26 +11,24 @@ template <class Real>
 struct Format;  // how a number is made, and how many terms of a series it can show
 template <>
 struct Format<float> {
-  static constexpr int mantissa = 23, last_term = 7;
-  static constexpr float lowest = -86, log2_high = 0.693359375f, log2_low = -2.12194440e-4f;
+  static constexpr int mantissa = 23, lowest_exponent = -125, last_term = 6;
 };
 template <>
 struct Format<double> {
-  static constexpr int mantissa = 52, last_term = 13;
-  static constexpr double lowest = -700, log2_high = 6.93147180369123816490e-01,
-                          log2_low = 1.90821492927058770002e-10;
+  static constexpr int mantissa = 52, lowest_exponent = -1021, last_term = 13;
 };
 
-constexpr double inverse_factorial(int k) { return k < 2 ? 1 : inverse_factorial(k - 1) / k; }
+constexpr double LOG_2 = 0.693147180559945309417;
+constexpr double term_of_power(int k) { return k < 1 ? 1 : term_of_power(k - 1) * LOG_2 / k; }
 
-// e^r for |r| <= log(2)/2, by its power series.
+// 2^f for |f| <= 1/2, by its power series.
 template <class Real, int K = 0>
-inline Four<Real> exp_series(const Four<Real>& r) {
-  constexpr Real term = static_cast<Real>(inverse_factorial(K));
+inline Four<Real> power_series(const Four<Real>& f) {
+  constexpr Real term = static_cast<Real>(term_of_power(K));
   if constexpr (K == Format<Real>::last_term) {
     return term;
   } else {
-    return term + r * exp_series<Real, K + 1>(r);
+    return term + f * power_series<Real, K + 1>(f);
   }
 }
 
@@ -41,15 +40,12 @@ inline Vector<Real> scale(Vector<Real> x, Vector<Real> shifted) {
                                         (n << Format<Real>::mantissa));
 }
 
-// e^x for x <= 0 as 2^n e^r; log(2) in two parts, so that r is x - n log(2) to the last bit.
+// 2^x = 2^n 2^f for x between the lowest exponent and 0.
 template <class Real>
-inline Four<Real> exp_below_zero(Four<Real> x) {
-  using F = Format<Real>;
-  constexpr Real rounder = static_cast<Real>(uint64_t{3} << (F::mantissa - 1));  // 1.5 * 2^mantissa
-  x = choose(x < Four<Real>(F::lowest), F::lowest, x);
-  const Four<Real> shifted = x * static_cast<Real>(1.44269504088896340736) + rounder;
-  const Four<Real> n = shifted - rounder;
-  const Four<Real> power = exp_series<Real>((x - n * F::log2_high) - n * F::log2_low);
+inline Four<Real> power_of_2(const Four<Real>& x) {
+  constexpr Real rounder = static_cast<Real>(uint64_t{3} << (Format<Real>::mantissa - 1));
+  const Four<Real> shifted = x + rounder;
+  const Four<Real> power = power_series<Real>(x - (shifted - rounder));
   return {scale<Real>(power.a, shifted.a), scale<Real>(power.b, shifted.b),
           scale<Real>(power.c, shifted.c), scale<Real>(power.d, shifted.d)};
 }
@@ -67,13 +63,6 @@ inline Four<Real> below_zero(const Four<Real>& z) {
           below_zero<Real>(z.d)};
 }
 
-// Derivative of the logistic function at z; even in z.
-template <class Real>
-inline Four<Real> bell(const Four<Real>& z) {
-  const Four<Real> e = exp_below_zero(below_zero(z));
-  return e / ((1 + e) * (1 + e));
-}
-
 // The order of SURROGATES in ops/surrogate.py.
 enum Surrogate : int32_t { ATAN, RECTANGLE, SIGMOID, STRAIGHT_THROUGH, TANH };
 
@@ -82,10 +71,14 @@ template <class Real, class Run>
 inline int with_surrogate(int32_t surrogate, double sharpness, const Run& run) {
   using Numbers = Four<Real>;
   const Real alpha = static_cast<Real>(sharpness);
-  // One function for two surrogates, because each takes compilers long. It is zero past `reach`.
-  const auto with_bell = [&](Real height, Real narrowness, Real reach) {
+  // height e / (1 + e)^2 with e = exp(-narrowness |u|), the derivative of a logistic function, and
+  // zero past `reach`. One function for two surrogates, because each takes compilers long.
+  const auto with_bell = [&](double height, double narrowness, double reach) {
+    const Real h = static_cast<Real>(height), octaves = static_cast<Real>(narrowness / LOG_2);
+    const Real end = std::max(static_cast<Real>(-reach), Format<Real>::lowest_exponent / octaves);
     return run([=](Numbers u) {
-      return choose(below_zero(u) < Numbers(-reach), 0, height * bell(narrowness * u));
+      const Numbers down = below_zero(u), e = power_of_2(down * octaves);
+      return choose(down < Numbers(end), 0, h * e / ((1 + e) * (1 + e)));
     });
   };
   switch (surrogate) {
@@ -98,10 +91,10 @@ inline int with_surrogate(int32_t surrogate, double sharpness, const Run& run) {
       return run([=](Numbers u) { return choose(Numbers(-reach) < below_zero(u), alpha, 0); });
     }
     case SIGMOID:
-      return with_bell(alpha, alpha, static_cast<Real>(INFINITY));
+      return with_bell(sharpness, sharpness, INFINITY);
     case STRAIGHT_THROUGH:
       return run([](Numbers) { return Numbers(1); });
-    default:  // 1 - tanh(z)^2 = 4 bell(2 z)
-      return with_bell(static_cast<Real>(2 * sharpness / std::tanh(sharpness)), 2 * alpha, 1);
+    default:  // 1 - tanh(z)^2 is four times the bell at 2 z
+      return with_bell(2 * sharpness / std::tanh(sharpness), 2 * sharpness, 1);
   }
 }
