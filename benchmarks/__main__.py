@@ -2,8 +2,8 @@
 
 python -m benchmarks                     the short version: ten minutes on two cores
 python -m benchmarks --full              batches of 2 and 8, and peers that compile for minutes
-python -m benchmarks --case lif-forward  one case
-python -m benchmarks --case scaling      cost against T, tokens and depth: results/scaling.json
+python -m benchmarks --case lif-forward  one case: results/lif-forward.json
+python -m benchmarks --case scaling      cost against T, tokens and depth
 """
 
 import argparse
@@ -25,8 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     options = parser().parse_args(arguments)
-    name = "scaling.json" if options.case == "scaling" else "latest.json"
-    out = options.out or RESULTS / name
+    out = options.out or RESULTS / f"{options.case or 'latest'}.json"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=at_least_one, default=torch.get_num_threads(), metavar="N"
     )
-    parser.add_argument("--out", type=Path, help="default: in benchmarks/results")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/CASE.json, or latest.json")
     return parser
 
 

@@ -135,6 +135,19 @@ def test_a_run_writes_every_row_with_a_plot(
     )
 
 
+def test_one_case_does_not_replace_the_results_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job("lif-forward", lif_forward, "spikingjelly-eager", Neurons(values=4000), ("default",))
+    monkeypatch.setattr(command, "JOBS", (job,))
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(cases, "fresh", lambda function, *args, **_: function(*args))
+    assert command.main(["--case", "lif-forward"]) == 0
+    assert command.main([]) == 0
+    names = ["latest.json", "latest.png", "lif-forward.json", "lif-forward.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 @pytest.mark.parametrize("wrong", [["--threads", "0"], ["--case", "rest"], ["--out", "/proc/a/b"]])
 def test_wrong_arguments_are_refused_before_anything_is_measured(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:

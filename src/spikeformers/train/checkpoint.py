@@ -110,7 +110,7 @@ def resume(path: Path, training: Training, recipe: Recipe) -> None:
             training.average.n_averaged.fill_(training.done.step)
         _fill_optimizer(training, tensors)
         training.scaler.load_state_dict(header["scaler"])
-        let_add(training.called, header.get("adds", {}))
+        let_add(training.called, header["adds"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} lacks {error}, so training cannot resume from it") from error
 
