@@ -90,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=at_least_one, default=torch.get_num_threads(), metavar="N"
     )
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/CASE.json, or latest.json")
+    parser.add_argument(
+        "--out", type=Path, help="default: benchmarks/results/CASE.json, or latest.json"
+    )
     return parser
 
 
